@@ -1,0 +1,157 @@
+import type { CallError, Limits, RunError, ToolPolicy } from './run.js'
+
+/**
+ * Orders to a conversation. Each carries the one fact it is about, the time, and every id it needs: `transition` has no clock and
+ * mints nothing. A worker that is able to take work on adds itself as `executor`, and what becomes due is claimed for it in the
+ * same commit.
+ */
+export type Command =
+  | CreateConversation | StartRun | Advance | RetryTurn | CompleteTurn | FailTurn | CompleteCall | ProgressCall | CancelRun | Lapse | ReportRecovery
+
+interface Timed {
+  /** Milliseconds since 1970. */
+  at: number
+  executor?: Executor
+}
+
+/** A worker with room. */
+export interface Executor {
+  worker: string
+  /** Whether it can take on a turn. */
+  turn: boolean
+  /** How many calls it can take on now. */
+  calls: number
+  /** Whether it came for the work of others: then it also takes calls that ask to be spread. */
+  spread: boolean
+}
+
+/** A message from outside, with the id it will have in the ledger. */
+export interface NewMessage {
+  id: string
+  role: 'system' | 'user' | 'assistant' | 'tool'
+  content: unknown
+  tool_calls?: unknown[]
+  tool_call_id?: string
+  name?: string
+}
+
+export interface CreateConversation extends Timed {
+  type: 'CreateConversation'
+  conversation_id: string
+  /** Names the request, so that it is recognised when it is repeated. */
+  operation: string
+  tenant: string
+  metadata: Record<string, string>
+  messages: NewMessage[]
+  has_system: boolean
+}
+
+export interface StartRun extends Timed {
+  type: 'StartRun'
+  conversation_id: string
+  run_id: string
+  /** Whose conversation it is, or will be. */
+  tenant: string
+  /** The conversation is made by this command; otherwise it must exist. */
+  new_conversation: boolean
+  due_at: number | null
+  models: string[]
+  limits: Limits
+  policy: ToolPolicy
+  metadata: Record<string, string>
+  on_active_run: 'queue' | 'reject'
+  messages: NewMessage[]
+  /** What `run.created` says of the input. */
+  input: unknown
+  /** The whole request as JSON, kept beside the row for whoever performs the run's turns. */
+  spec: string
+}
+
+/** Nothing new: draw what follows, and claim what is due for the executor. */
+export interface Advance extends Timed { type: 'Advance' }
+
+export interface TokenCount { input_tokens: number, output_tokens: number, total_tokens: number }
+
+/** The LLM call gave no answer but may be tried again. */
+export interface RetryTurn extends Timed {
+  type: 'RetryTurn'
+  fence: number
+  reason: string
+  delay_ms: number
+  /** Go on with the next of the run's models. */
+  next_model: boolean
+  usage: TokenCount | null
+}
+
+export interface ModelCall {
+  call_id: string
+  /** The name as the model wrote it, made printable. */
+  name: string
+  /** Validated arguments; what the ledger shows. Empty when they did not validate. */
+  arguments: Record<string, unknown>
+  provider_id: string
+  /** What the model wrote, when it is not the JSON of `arguments`. */
+  raw: string | null
+  effects: 'read' | 'write'
+  idempotent: boolean
+  placement: 'local' | 'spread'
+  timeout_ms: number
+  /** Set when the call cannot run: unknown tool, invalid arguments. */
+  fault: CallError | null
+}
+
+export interface CompleteTurn extends Timed {
+  type: 'CompleteTurn'
+  fence: number
+  text: string
+  finish_reason: string
+  calls: ModelCall[]
+  usage: TokenCount | null
+  message_id: string
+  batch_id: string
+}
+
+/** The LLM call failed for good. */
+export interface FailTurn extends Timed {
+  type: 'FailTurn'
+  fence: number
+  error: RunError
+  usage: TokenCount | null
+}
+
+export interface CompleteCall extends Timed {
+  type: 'CompleteCall'
+  call_id: string
+  attempt: number
+  /** `text`: what the model is told, never empty. `output`: the whole; events get `text` instead when that had to be cut. */
+  outcome: { status: 'completed', output: unknown, text: string, truncated: boolean } | { status: 'failed', error: CallError, text: string }
+}
+
+export interface ProgressCall extends Timed {
+  type: 'ProgressCall'
+  call_id: string
+  attempt: number
+  data: unknown
+}
+
+export interface CancelRun extends Timed {
+  type: 'CancelRun'
+  run_id: string
+  reason: string
+}
+
+/** Time has passed, and these claims are worth nothing any more: their workers are gone. */
+export interface Lapse extends Timed {
+  type: 'Lapse'
+  /** Fence of a lost turn; null: none. */
+  fence: number | null
+  /** Lost calls. Those that are started again say their arguments once more. */
+  calls: { call_id: string, attempt: number, arguments: Record<string, unknown> }[]
+}
+
+/** The transcript had to be repaired before it could be sent. */
+export interface ReportRecovery extends Timed {
+  type: 'ReportRecovery'
+  fence: number
+  detail: string
+}

@@ -1,0 +1,103 @@
+import type { Executor, NewMessage } from './command.js'
+import type { Event, EventType } from './event.js'
+import type { RunEnd, RunFacts, State } from './state.js'
+
+/** A message, in pieces: literal JSON text, or the name of a text that stands beside the row. The store joins them; nobody parses them. */
+export type Piece = string | { doc: string }
+
+/** A text beside the row: `value` null removes it once the messages of the same commit are joined. */
+export interface Doc { name: string, value: string | null }
+
+/** What the outside must do now, because this very transition made it so. Everything else that is due is in `wanted(state)`. */
+export type Effect =
+  | { type: 'call_model', turn: number, attempt: number, fence: number }
+  | { type: 'run_calls', calls: { call_id: string, attempt: number }[] }
+  /** The named worker works for nothing now. It is a courtesy: whatever it still writes is refused. */
+  | { type: 'abort', worker: string, fence: number | null, call_ids: string[], reason: string }
+
+/** All that one transition changes. Rules write here and nowhere else. */
+export interface Draft {
+  state: State
+  now: number
+  executor: Executor | null
+  events: Event[]
+  messages: Piece[][]
+  docs: Doc[]
+  effects: Effect[]
+  /** Runs that came into being: they enter the index. */
+  created: string[]
+}
+
+export interface EventFields {
+  turn?: number
+  batch_id?: string
+  call_id?: string
+  caused_by?: number[]
+}
+
+/** Adds an event and returns its `seq`. The order of fields is the order in the stored JSON. */
+export function emit (draft: Draft, run: RunFacts | null, type: EventType, fields: EventFields, data: Record<string, unknown>): number {
+  const { state } = draft
+  const seq = ++state.seq
+  const event: Event = {
+    seq,
+    ...(run && { run_seq: ++run.run_seq }),
+    type,
+    ...(run && { run_id: run.id }),
+    conversation_id: state.id,
+    time: iso(draft.now),
+    ...(fields.turn !== undefined && { turn: fields.turn, lane: 'main' }),
+    ...(fields.batch_id !== undefined && { batch_id: fields.batch_id }),
+    ...(fields.call_id !== undefined && { call_id: fields.call_id }),
+    caused_by: fields.caused_by ?? [],
+    ...data
+  }
+  draft.events.push(event)
+  return seq
+}
+
+/** Appends a message to the ledger. */
+export function append (draft: Draft, pieces: Piece[]): void {
+  draft.messages.push(pieces)
+  draft.state.messages++
+}
+
+export function put (draft: Draft, name: string, value: string): void {
+  draft.docs.push({ name, value })
+}
+
+export function drop (draft: Draft, name: string): void {
+  draft.docs.push({ name, value: null })
+}
+
+/** The JSON of a message whose content is at hand. */
+export function messageJson (draft: Draft, message: NewMessage, turn: number | null, runId: string | null): string {
+  const { id, role, content, ...rest } = message
+  return JSON.stringify({ id, role, content, turn, run_id: runId, created_at: iso(draft.now), ...rest })
+}
+
+/** The names of the texts beside the row, in one place. */
+export const docNames = {
+  /** The request a run was created with. */
+  run: (runId: string) => `run/${runId}`,
+  /** How it ended: a `RunEnd`. */
+  end: (runId: string) => `end/${runId}`,
+  /** Content of an input message of a run that waits. */
+  input: (runId: string, index: number) => `input/${runId}/${index}`,
+  /** `{run_id, batch_id, calls: [ids]}` of a turn that asked for tools. */
+  batch: (turn: number) => `batch/${turn}`,
+  /** The assistant message of an open batch, up to where its tool calls go. */
+  text: (turn: number) => `text/${turn}`,
+  /** A call as the ledger shows it. */
+  call: (callId: string) => `call/${callId}`,
+  /** How a call was settled, with its whole output. */
+  done: (callId: string) => `done/${callId}`,
+  /** The tool message of a settled call, until its batch closes. */
+  message: (callId: string) => `message/${callId}`
+}
+
+export function recordEnd (draft: Draft, runId: string, end: RunEnd): void {
+  put(draft, docNames.end(runId), JSON.stringify(end))
+}
+
+export const iso = (ms: number): string => new Date(ms).toISOString()

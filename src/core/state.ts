@@ -1,0 +1,160 @@
+import type { CallError, CallStatus, EndStatus, Limits, RunError, StopReason, ToolPolicy, Usage } from './run.js'
+
+/**
+ * The state row of a conversation: all that decides what may happen next, and nothing else. Texts, arguments and outputs live
+ * beside it (see `Doc` in transition.ts), so the row stays a few kilobytes however long the conversation is. Only `transition`
+ * changes it. Times are milliseconds since 1970, as the commands brought them.
+ */
+export interface State {
+  id: string
+  tenant: string
+  created_at: number
+  metadata: Record<string, string>
+  /** Number of the newest event. */
+  seq: number
+  /** Newest turn number: the conversation's logical clock. */
+  turn: number
+  /** Grows whenever the right to write for a turn changes hands. */
+  fence: number
+  /** Messages in the ledger. */
+  messages: number
+  /** The ledger begins with a system message of its own. */
+  has_system: boolean
+  run: ActiveRun | null
+  /** Runs that wait: for the active one, or for their due time. In order of arrival. */
+  queue: QueuedRun[]
+  /** Ids of the last commands from outside, so that deciding one twice changes nothing twice. Newest last. */
+  seen: string[]
+}
+
+/** What every run has, from its creation on. */
+export interface RunFacts {
+  id: string
+  created_at: number
+  /** Not before this time; null: at once. */
+  due_at: number | null
+  /** The model and, behind it, the fallbacks in their order. */
+  models: string[]
+  limits: Limits
+  policy: ToolPolicy
+  metadata: Record<string, string>
+  /** Number of the run's newest event. */
+  run_seq: number
+  /** `seq` of its `run.created`. */
+  cause: number
+}
+
+export interface QueuedRun extends RunFacts {
+  /** Ids of its input messages; their contents wait beside the row. */
+  inputs: string[]
+}
+
+export interface ActiveRun extends RunFacts {
+  status: 'queued' | 'running' | 'requires_action'
+  started_at: number | null
+  usage: Usage
+  /** Turns it has begun. They are the conversation's newest ones: a conversation has one active run. */
+  turns: number
+  phase: TurnPhase | BatchPhase
+  /** The answer a successful final-answer call gave, kept until its batch has settled. */
+  final: { call_id: string, output: unknown } | null
+}
+
+/** One LLM call: due, running, or waiting to be tried again. */
+export interface TurnPhase {
+  type: 'turn'
+  turn: number
+  /** How often it was tried; 0 before `turn.started`. */
+  attempt: number
+  /** Tries with the present model, and which of `models` that is. */
+  tries: number
+  model: number
+  /** How many workers died over it. */
+  losses: number
+  /** Who may write for it, and under which fence; null: nobody yet. */
+  worker: string | null
+  fence: number
+  /** Due from here on; also when it was last claimed or put back. */
+  ready_at: number
+  /** What it follows from, as `seq`s; its own `turn.started` once there is one. */
+  caused_by: number[]
+}
+
+/** The tool calls of one turn. Closes when every call is settled. */
+export interface BatchPhase {
+  type: 'batch'
+  turn: number
+  id: string
+  /** `seq` of `batch.started`. */
+  cause: number
+  started_at: number
+  calls: CallState[]
+}
+
+export interface CallState {
+  id: string
+  name: string
+  status: CallStatus
+  /** How often it was started. */
+  attempt: number
+  /** Whose turn it is to run it; null while `running`: dispatched, but no worker has claimed it. */
+  worker: string | null
+  /** When it was dispatched or claimed. */
+  since: number
+  /** When it first began; null: never. */
+  started_at: number | null
+  effects: 'read' | 'write'
+  idempotent: boolean
+  placement: 'local' | 'spread'
+  timeout_ms: number
+  /** Why it cannot even start; it fails in its turn. */
+  fault: CallError | null
+  /** What it is called with, until it is dispatched: `tool.started` says it. Null from then on; the ledger's copy stands beside the row. */
+  arguments: Record<string, unknown> | null
+  /** Its newest event. */
+  cause: number
+  /** Position in the order of settling, from 1; 0: open. */
+  settled: number
+  error: CallError | null
+}
+
+/** What stands beside the row of a run from its creation on. */
+export interface RunRecord {
+  created_at: number
+  /** `seq` of its `run.created`: its events are at or behind it. */
+  created_seq: number
+  /** The request, as `StartRun` brought it. */
+  request: unknown
+}
+
+/** How a run ended; stands beside the row for good. */
+export interface RunEnd {
+  status: EndStatus
+  started_at: number | null
+  ended_at: number
+  output: unknown
+  usage: Usage
+  error: RunError | null
+  stop_reason: StopReason | null
+  reason: string | null
+  /** `seq` of its terminal event. */
+  last_seq: number
+  /** Its newest turn, and how many it had. */
+  turn: number | null
+  turns: number
+  run_seq: number
+}
+
+export const isOpen = (call: CallState): boolean => call.settled === 0
+
+/** What workers have claimed: a turn, or calls. */
+export interface Claim { worker: string, fence: number | null, call_id: string | null, attempt: number }
+
+export function claimsOf (state: State): Claim[] {
+  const phase = state.run?.phase
+  if (phase === undefined) return []
+  if (phase.type === 'turn') return phase.worker === null ? [] : [{ worker: phase.worker, fence: phase.fence, call_id: null, attempt: phase.attempt }]
+  return phase.calls.flatMap((call) => {
+    return isOpen(call) && call.worker !== null ? [{ worker: call.worker, fence: null, call_id: call.id, attempt: call.attempt }] : []
+  })
+}

@@ -1,0 +1,309 @@
+import type { Command, CompleteCall, CompleteTurn, CreateConversation, FailTurn, Lapse, ProgressCall, RetryTurn, StartRun, TokenCount } from './command.js'
+import { append, docNames, emit, iso, messageJson, put, type Doc, type Draft, type Effect, type Piece } from './draft.js'
+import type { Event } from './event.js'
+import { endQueuedRun, endRun, failCall, settle, settleCall, restartTurn, abortWorker } from './settle.js'
+import type { ActiveRun, BatchPhase, CallState, QueuedRun, State, TurnPhase } from './state.js'
+
+/** Why a command changed nothing. `stale`: it comes from a worker that lost the right to write, or for something already settled. */
+export type Refusal = 'stale' | 'nothing_due' | 'duplicate' | 'run_active' | 'run_ended' | 'not_found' | 'exists'
+
+export interface Change {
+  state: State
+  messages: Piece[][]
+  events: Event[]
+  docs: Doc[]
+  effects: Effect[]
+  created: string[]
+}
+
+export type Outcome = { refusal: Refusal } | { refusal: null, change: Change }
+
+/** A worker that dies over the same turn or call this often takes the work with it: something in it kills workers (FAULTS F27). */
+export const MAX_LOSSES = 5
+
+/** Ids of outside commands that are remembered. More than can be under way at once for one conversation. */
+const SEEN = 32
+
+/**
+ * The whole behaviour of a conversation: what a command does to its state, as a function. It records the one fact the command
+ * carries and then draws the consequences (`settle`) until nothing more follows. The state passed in is not touched.
+ * Null is a conversation that does not exist.
+ */
+export function transition (state: State | null, command: Command): Outcome {
+  if (state === null && !makesConversation(command)) return { refusal: 'not_found' }
+  const draft: Draft = {
+    state: state === null ? blank(command as CreateConversation | StartRun) : clone(state),
+    now: command.at,
+    executor: command.executor ? { ...command.executor } : null,
+    events: [],
+    messages: [],
+    docs: [],
+    effects: [],
+    created: []
+  }
+  const refusal = state !== null && command.type === 'CreateConversation' ? 'exists' : record(draft, command)
+  if (refusal !== null && refusal !== 'nothing_due') return { refusal }
+  const changed = settle(draft)
+  if (refusal === 'nothing_due' && !changed) return { refusal }
+  const { state: next, messages, events, docs, effects, created } = draft
+  return { refusal: null, change: { state: next, messages, events, docs, effects, created } }
+}
+
+function makesConversation (command: Command): command is CreateConversation | StartRun {
+  return command.type === 'CreateConversation' || (command.type === 'StartRun' && command.new_conversation)
+}
+
+/** Records the fact. Draws no conclusions from it. */
+function record (draft: Draft, command: Command): Refusal | null {
+  switch (command.type) {
+    case 'CreateConversation': return createConversation(draft, command)
+    case 'StartRun': return startRun(draft, command)
+    case 'Advance': return 'nothing_due'
+    case 'RetryTurn': return retryTurn(draft, command)
+    case 'CompleteTurn': return completeTurn(draft, command)
+    case 'FailTurn': return failTurn(draft, command)
+    case 'CompleteCall': return completeCall(draft, command)
+    case 'ProgressCall': return progressCall(draft, command)
+    case 'CancelRun': return cancelRun(draft, command.run_id, command.reason)
+    case 'Lapse': return lapse(draft, command)
+    case 'ReportRecovery': {
+      const held = heldTurn(draft.state, command.fence)
+      if (held === null) return 'stale'
+      emit(draft, held.run, 'conversation.recovered', { turn: held.phase.turn, caused_by: held.phase.caused_by }, { detail: command.detail })
+      return null
+    }
+  }
+}
+
+function createConversation (draft: Draft, command: CreateConversation): null {
+  for (const message of command.messages) append(draft, [messageJson(draft, message, null, null)])
+  draft.state.has_system = command.has_system
+  remember(draft.state, command.operation)
+  return null
+}
+
+function startRun (draft: Draft, command: StartRun): Refusal | null {
+  const { state } = draft
+  if (state.tenant !== command.tenant) return 'not_found'
+  if (state.seen.includes(command.run_id)) return 'duplicate'
+  const busy = state.run !== null || state.queue.some((run) => run.due_at === null || run.due_at <= command.at)
+  if (busy && command.on_active_run === 'reject') return 'run_active'
+  remember(state, command.run_id)
+  const run: QueuedRun = {
+    id: command.run_id,
+    created_at: command.at,
+    due_at: command.due_at,
+    models: command.models,
+    limits: command.limits,
+    policy: command.policy,
+    metadata: command.metadata,
+    run_seq: 0,
+    cause: 0,
+    inputs: command.messages.map((message) => message.id)
+  }
+  run.cause = emit(draft, run, 'run.created', {}, { input: command.input, model: command.models[0], on_active_run: command.on_active_run })
+  put(draft, docNames.run(run.id), `{"created_at":${command.at},"created_seq":${run.cause},"request":${command.spec}}`)
+  command.messages.forEach((message, index) => put(draft, docNames.input(run.id, index), JSON.stringify(message.content)))
+  state.queue.push(run)
+  draft.created.push(run.id)
+  return null
+}
+
+function retryTurn (draft: Draft, command: RetryTurn): Refusal | null {
+  const held = heldTurn(draft.state, command.fence)
+  if (held === null) return 'stale'
+  count(held.run, command.usage)
+  if (command.next_model && held.phase.model + 1 < held.run.models.length) {
+    held.phase.model++
+    held.phase.tries = 0
+  }
+  restartTurn(draft, held.run, held.phase, command.reason, command.delay_ms)
+  return null
+}
+
+function completeTurn (draft: Draft, command: CompleteTurn): Refusal | null {
+  const held = heldTurn(draft.state, command.fence)
+  if (held === null) return 'stale'
+  const { run, phase } = held
+  count(run, command.usage)
+  phase.worker = null
+  const calls = command.calls.map(({ call_id, name, arguments: args, raw }) => {
+    return { call_id, name, arguments: args, ...(raw !== null && { raw_arguments: raw.slice(0, run.limits.max_result_chars) }) }
+  })
+  const completed = emit(draft, run, 'turn.completed', { turn: phase.turn, caused_by: phase.caused_by }, {
+    attempt: phase.attempt, text: command.text, finish_reason: command.finish_reason, tool_calls: calls, usage: command.usage
+  })
+  const head = { id: command.message_id, role: 'assistant', content: command.text, turn: phase.turn, run_id: run.id, created_at: iso(command.at) }
+  if (calls.length === 0) {
+    if (command.text !== '') append(draft, [JSON.stringify(head)])
+    const cut = command.finish_reason === 'length'
+    endRun(draft, run, cut ? 'incomplete' : 'completed', [completed], { output: command.text, stop_reason: cut ? 'length' : null })
+    return null
+  }
+  put(draft, docNames.text(phase.turn), JSON.stringify(head).slice(0, -1) + ',')
+  put(draft, docNames.batch(phase.turn), JSON.stringify({ run_id: run.id, batch_id: command.batch_id, calls: calls.map((call) => call.call_id) }))
+  for (const call of command.calls) {
+    put(draft, docNames.call(call.call_id), JSON.stringify({
+      call_id: call.call_id, name: call.name, arguments: call.arguments, ...(call.provider_id !== '' && { provider_id: call.provider_id })
+    }))
+  }
+  const batch: BatchPhase = { type: 'batch', turn: phase.turn, id: command.batch_id, cause: 0, started_at: command.at, calls: [] }
+  batch.cause = emit(draft, run, 'batch.started', { turn: phase.turn, batch_id: batch.id, caused_by: [completed] }, { calls })
+  batch.calls = command.calls.map((call): CallState => ({
+    id: call.call_id,
+    name: call.name,
+    status: 'pending',
+    attempt: 0,
+    worker: null,
+    since: command.at,
+    started_at: null,
+    effects: call.effects,
+    idempotent: call.idempotent,
+    placement: call.placement,
+    timeout_ms: call.timeout_ms,
+    fault: call.fault,
+    arguments: call.arguments,
+    cause: batch.cause,
+    settled: 0,
+    error: null
+  }))
+  run.usage.tool_calls += batch.calls.length
+  run.phase = batch
+  return null
+}
+
+function failTurn (draft: Draft, command: FailTurn): Refusal | null {
+  const held = heldTurn(draft.state, command.fence)
+  if (held === null) return 'stale'
+  count(held.run, command.usage)
+  held.phase.worker = null
+  endRun(draft, held.run, 'failed', held.phase.caused_by, { error: command.error })
+  return null
+}
+
+function completeCall (draft: Draft, command: CompleteCall): Refusal | null {
+  const found = runningCall(draft.state, command.call_id, command.attempt)
+  if (found === null) return 'stale'
+  const { run, phase, call } = found
+  const { outcome } = command
+  if (outcome.status === 'failed') {
+    failCall(draft, run, phase, call, outcome.error, outcome.text)
+    return null
+  }
+  const { output, text, truncated } = outcome
+  settleCall(draft, run, phase, call, 'completed', { output: truncated ? text : output, ...(truncated && { truncated }) }, { output }, text)
+  if (call.name === run.policy.final_answer_tool) {
+    const index = (id: string) => phase.calls.findIndex((one) => one.id === id)
+    if (run.final === null || index(call.id) < index(run.final.call_id)) run.final = { call_id: call.id, output }
+  }
+  return null
+}
+
+function progressCall (draft: Draft, command: ProgressCall): Refusal | null {
+  const found = runningCall(draft.state, command.call_id, command.attempt)
+  if (found === null) return 'stale'
+  const { run, phase, call } = found
+  emit(draft, run, 'tool.progress', { turn: phase.turn, batch_id: phase.id, call_id: call.id, caused_by: [call.cause] }, { name: call.name, data: command.data })
+  return null
+}
+
+function cancelRun (draft: Draft, runId: string, reason: string): Refusal | null {
+  const { state } = draft
+  if (state.run?.id === runId) {
+    endRun(draft, state.run, 'cancelled', [state.run.cause], { reason })
+    return null
+  }
+  const queued = state.queue.find((run) => run.id === runId)
+  if (queued === undefined) return 'run_ended'
+  endQueuedRun(draft, queued, reason)
+  return null
+}
+
+function lapse (draft: Draft, command: Lapse): Refusal | null {
+  const { run } = draft.state
+  if (run === null) return 'nothing_due'
+  if (run.started_at !== null && command.at >= run.started_at + run.limits.run_timeout_ms) {
+    endRun(draft, run, 'incomplete', [run.cause], { stop_reason: 'run_timeout' })
+    return null
+  }
+  const { phase } = run
+  if (phase.type === 'turn') {
+    if (phase.worker === null || phase.fence !== command.fence) return 'nothing_due'
+    phase.losses++
+    abortWorker(draft, phase.worker, phase.fence, [], 'worker_lost')
+    if (phase.losses >= MAX_LOSSES) {
+      const message = `${MAX_LOSSES} workers were lost during this LLM call; look into their logs, then post a new run`
+      endRun(draft, run, 'failed', phase.caused_by, { error: { code: 'worker_lost', message, retryable: true } })
+    } else {
+      restartTurn(draft, run, phase, 'worker_lost', 0)
+    }
+    return null
+  }
+  let changed = false
+  for (const { call_id: callId, attempt, arguments: args } of command.calls) {
+    const call = phase.calls.find((one) => one.id === callId)
+    if (call?.status !== 'running' || call.worker === null || call.attempt !== attempt) continue
+    changed = true
+    abortWorker(draft, call.worker, null, [call.id], 'worker_lost')
+    if ((call.effects === 'read' || call.idempotent) && call.attempt < MAX_LOSSES) {
+      Object.assign(call, { status: 'pending', worker: null, since: command.at, arguments: args })
+    } else {
+      const message = 'the worker that ran this call was lost, so nobody knows whether it took effect; check before calling again'
+      failCall(draft, run, phase, call, { code: 'outcome_unknown', message })
+    }
+  }
+  return changed ? null : 'nothing_due'
+}
+
+/** The turn a fence gives the right to write for, or null: the fence is old, or the turn is over. */
+function heldTurn (state: State, fence: number): { run: ActiveRun, phase: TurnPhase } | null {
+  const { run } = state
+  if (run?.phase.type !== 'turn' || run.phase.worker === null || run.phase.fence !== fence) return null
+  return { run, phase: run.phase }
+}
+
+function runningCall (state: State, callId: string, attempt: number): { run: ActiveRun, phase: BatchPhase, call: CallState } | null {
+  const { run } = state
+  if (run?.phase.type !== 'batch') return null
+  const call = run.phase.calls.find((one) => one.id === callId)
+  if (call === undefined || call.status !== 'running' || call.attempt !== attempt) return null
+  return { run, phase: run.phase, call }
+}
+
+function count (run: ActiveRun, usage: TokenCount | null): void {
+  run.usage.llm_calls++
+  if (usage === null) return
+  run.usage.input_tokens += usage.input_tokens
+  run.usage.output_tokens += usage.output_tokens
+  run.usage.total_tokens += usage.total_tokens
+}
+
+function remember (state: State, id: string): void {
+  state.seen = [...state.seen.slice(1 - SEEN), id]
+}
+
+function blank (command: CreateConversation | StartRun): State {
+  return {
+    id: command.conversation_id,
+    tenant: command.tenant,
+    created_at: command.at,
+    metadata: command.type === 'CreateConversation' ? command.metadata : {},
+    seq: 0,
+    turn: 0,
+    fence: 0,
+    messages: 0,
+    has_system: false,
+    run: null,
+    queue: [],
+    seen: []
+  }
+}
+
+/** A deep copy of plain data; several times faster than `structuredClone`, and on the path of every command. */
+function clone<T> (value: T): T {
+  if (Array.isArray(value)) return value.map(clone) as T
+  if (value === null || typeof value !== 'object') return value
+  const copy: Record<string, unknown> = {}
+  for (const key in value) copy[key] = clone((value as Record<string, unknown>)[key])
+  return copy as T
+}

@@ -1,0 +1,322 @@
+import type { Command, Executor } from '../core/command.js'
+import { docNames, type Effect } from '../core/draft.js'
+import { CALLS_PER_JOB, dueAt, wanted } from '../core/schedule.js'
+import { claimsOf, type ActiveRun, type BatchPhase, type CallState, type Claim } from '../core/state.js'
+import type { Feed, Presence, Row, Store, WorkerNote } from '../store/store.js'
+import { performCall } from './call.js'
+import type { Event } from '../core/event.js'
+import { createExecute, type Executed, type Performer } from './execute.js'
+import { createLedgerCache } from './ledger.js'
+import type { Model } from './model/model.js'
+import type { Clock, Hints, Ids, Leases, Log, Settings } from './ports.js'
+import { createSpecs } from './run-spec.js'
+import type { Tools } from './tools/tool.js'
+import { performTurn } from './turn.js'
+
+export interface EngineDeps {
+  store: Store
+  feed: Feed
+  presence: Presence
+  leases: Leases
+  hints: Hints
+  model: Model
+  tools: Tools
+  clock: Clock
+  ids: Ids
+  log: Log
+  settings: Settings
+  random: () => number
+  observe?: (events: Event[]) => void
+}
+
+export interface Engine extends Executed {
+  /** Takes the part of a worker: shows life signs, takes notes, and from now on work. */
+  start: () => Promise<void>
+  /** Performs what is due for a conversation. Resolves when this worker has nothing more to do for it now. */
+  advance: (conversation: string) => Promise<void>
+  /** Looks at every conversation whose due time has passed. Returns how many there were. */
+  sweep: () => Promise<number>
+  /** Takes no more work, lets what runs finish for up to `graceMs`, then hands the rest over. */
+  stop: (graceMs: number) => Promise<void>
+  /** What runs here now. */
+  load: () => { turns: number, calls: number }
+}
+
+/** A result that was paid for is worth waiting for the store. Milliseconds. */
+const PATIENT_MS = 24 * 3_600_000
+
+/** A claim being worked on. It stays known until its result is stored; `over` once it takes up no room any more. */
+interface Work { abort: AbortController, over: boolean }
+
+/** What this worker does for one conversation. */
+interface Desk {
+  turn: { fence: number, work: Work } | null
+  calls: Map<string, Work>
+  /** Arguments of the calls of the batch this worker opened, so that they need not be read back. */
+  arguments: Map<string, Record<string, unknown>>
+  tasks: Set<Promise<void>>
+}
+
+/** The worker: performs turns and calls it has claimed, one step each, and takes over from those that are gone. */
+export function createEngine (deps: EngineDeps): Engine {
+  const { store, feed, presence, hints, tools, clock, log, settings } = deps
+  const desks = new Map<string, Desk>()
+  const ledger = createLedgerCache(store)
+  const spec = createSpecs(store, tools)
+  const running = { turns: 0, calls: 0 }
+  let open = false
+  const timers = new Set<() => void>()
+  let unlisten = () => { /* not listening yet */ }
+
+  const performer: Performer = {
+    room (conversation, claim): Omit<Executor, 'worker'> {
+      if (!open) return { turn: false, calls: 0, spread: false }
+      const spread = claim === 'spread'
+      const here = [...desks.get(conversation)?.calls.values() ?? []].filter((work) => !work.over).length
+      return {
+        // A worker that is full goes on with another conversation's turn first: the queue is first come, first served (N4).
+        turn: spread || running.turns < settings.turns,
+        calls: Math.min(spread ? CALLS_PER_JOB : settings.localCalls - here, settings.calls - running.calls),
+        spread
+      }
+    },
+    perform (conversation, row, effect) {
+      switch (effect.type) {
+        case 'call_model': return startTurn(conversation, row, effect)
+        case 'run_calls': return startCalls(conversation, row, effect.calls)
+        case 'abort': {
+          const note: WorkerNote = { type: 'abort', conversation, fence: effect.fence, call_ids: effect.call_ids, reason: effect.reason }
+          if (effect.worker === settings.worker) take(note)
+          else feed.tell(effect.worker, note).catch(() => { /* a courtesy: its writes are refused all the same */ })
+        }
+      }
+    }
+  }
+  const executed = createExecute(deps, performer)
+  const { execute } = executed
+
+  function deskOf (conversation: string): Desk {
+    let desk = desks.get(conversation)
+    if (desk === undefined) {
+      desk = { turn: null, calls: new Map(), arguments: new Map(), tasks: new Set() }
+      desks.set(conversation, desk)
+    }
+    return desk
+  }
+
+  /** Keeps track of a piece of work until it is over. Work must not throw; if it does, that is a fault of ours, and logged. */
+  function track (conversation: string, work: () => Promise<void>): void {
+    const desk = deskOf(conversation)
+    const task = work().catch((error: Error) => {
+      log.error({ conversation_id: conversation, err: error }, 'work for a conversation failed; the sweep will look at it')
+    }).finally(() => {
+      desk.tasks.delete(task)
+      if (desk.tasks.size === 0) desks.delete(conversation)
+    })
+    desk.tasks.add(task)
+  }
+
+  /** Commits what a worker has to say, however long the store is away. */
+  async function say (conversation: string, command: Command): Promise<void> {
+    const { refusal } = await execute(conversation, command, { claim: 'local', patienceMs: PATIENT_MS })
+    if (refusal !== null) log.info({ conversation_id: conversation, command: command.type, refusal }, 'a worker\'s word was refused')
+  }
+
+  /** Runs one claimed piece of work: what it has to say is committed, and only then is the claim forgotten here. */
+  function begin (conversation: string, kind: 'turns' | 'calls', work: Work, perform: (finished: () => void) => Promise<void>, forget: () => void): void {
+    running[kind]++
+    const finished = () => {
+      if (!work.over) running[kind]--
+      work.over = true
+    }
+    track(conversation, async () => {
+      try {
+        await perform(finished)
+      } finally {
+        finished()
+        forget()
+      }
+    })
+  }
+
+  function startTurn (conversation: string, row: Row, { turn, attempt, fence }: Extract<Effect, { type: 'call_model' }>): void {
+    const desk = deskOf(conversation)
+    const work: Work = { abort: new AbortController(), over: false }
+    desk.turn = { fence, work }
+    begin(conversation, 'turns', work, async (finished) => {
+      const task = { conversation, row, turn, attempt, fence, signal: work.abort.signal }
+      const { command, release } = await performTurn({ ...deps, ledger, spec }, task, async (report) => {
+        await execute(conversation, report, { patienceMs: PATIENT_MS })
+      })
+      finished()
+      try {
+        if (command === null) return
+        if (command.type === 'CompleteTurn') desk.arguments = new Map(command.calls.map((call) => [call.call_id, call.arguments]))
+        await say(conversation, command)
+        if (command.type === 'RetryTurn') wakeAfter(conversation, command.delay_ms)
+      } finally {
+        release()
+      }
+    }, () => { if (desk.turn?.fence === fence) desk.turn = null })
+  }
+
+  /** Goes on with a put-back turn when its time has come, without waiting for a sweep. */
+  function wakeAfter (conversation: string, ms: number): void {
+    const cancel = clock.after(ms, () => {
+      timers.delete(cancel)
+      track(conversation, async () => {
+        await execute(conversation, { type: 'Advance', at: clock.now() }, { claim: 'spread', patienceMs: PATIENT_MS })
+      })
+    })
+    timers.add(cancel)
+  }
+
+  function startCalls (conversation: string, row: Row, calls: { call_id: string, attempt: number }[]): void {
+    const desk = deskOf(conversation)
+    const run = row.state.run as ActiveRun
+    const phase = run.phase as BatchPhase
+    const known = desk.arguments
+    const missing = calls.filter((call) => !known.has(call.call_id)).map((call) => call.call_id)
+    const reading = missing.length === 0 ? Promise.resolve(known) : readArguments(conversation, missing)
+    for (const { call_id, attempt } of calls) {
+      const work: Work = { abort: new AbortController(), over: false }
+      desk.calls.set(call_id, work)
+      const state = phase.calls.find((call) => call.id === call_id) as CallState
+      begin(conversation, 'calls', work, async (finished) => {
+        const [args, { tools: defined }] = await Promise.all([reading, spec(conversation, run.id)])
+        const tool = defined.get(state.name)
+        if (tool === undefined) throw new Error(`call ${call_id} names an unknown tool`)
+        const command = await performCall(deps, {
+          conversation, run_id: run.id, turn: phase.turn, call_id, attempt, tool, arguments: args.get(call_id) ?? known.get(call_id) ?? {},
+          timeout_ms: state.timeout_ms, max_chars: run.limits.max_result_chars, signal: work.abort.signal
+        }, (data) => {
+          execute(conversation, { type: 'ProgressCall', at: clock.now(), call_id, attempt, data }).catch(() => { /* progress is news, not truth */ })
+        })
+        finished()
+        if (command !== null) await say(conversation, command)
+      }, () => { if (desk.calls.get(call_id) === work) desk.calls.delete(call_id) })
+    }
+  }
+
+  async function readArguments (conversation: string, callIds: string[]): Promise<Map<string, Record<string, unknown>>> {
+    const stored = await store.docs(conversation, callIds.map(docNames.call))
+    return new Map(callIds.map((id, i) => [id, (JSON.parse(stored[i] ?? '{}') as { arguments?: Record<string, unknown> }).arguments ?? {}]))
+  }
+
+  /** A note from another process, or from ourselves. */
+  function take (note: WorkerNote): void {
+    const { conversation } = note
+    if (note.type === 'check') {
+      // Between two commits, what is claimed for us and what is known here agree. If they do not, a claim's start was lost.
+      executed.between(conversation, () => {
+        const row = executed.peek(conversation)
+        const lost = row === undefined ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker && !isKnown(conversation, claim))
+        if (lost.length > 0) track(conversation, () => lapse(conversation, lost))
+      })
+      return
+    }
+    const desk = desks.get(conversation)
+    if (note.fence !== null && desk?.turn?.fence === note.fence) desk.turn.work.abort.abort(new Error(note.reason))
+    for (const id of note.call_ids) desk?.calls.get(id)?.abort.abort(new Error(note.reason))
+    // Whoever asked for a stop may wait for it.
+    const announce = () => { feed.announce(conversation, settings.worker).catch(() => { /* nobody may be waiting */ }) }
+    void Promise.all(desk?.tasks ?? []).then(announce)
+  }
+
+  function isKnown (conversation: string, claim: Claim): boolean {
+    const desk = desks.get(conversation)
+    return claim.call_id === null ? desk?.turn?.fence === claim.fence : desk?.calls.has(claim.call_id) === true
+  }
+
+  /** Gives up claims whose worker is gone, and lets time do what it has to do. */
+  async function lapse (conversation: string, lost: Claim[]): Promise<void> {
+    const calls = lost.filter((claim) => claim.call_id !== null) as (Claim & { call_id: string })[]
+    const args = calls.length === 0 ? null : await readArguments(conversation, calls.map((claim) => claim.call_id))
+    await execute(conversation, {
+      type: 'Lapse',
+      at: clock.now(),
+      fence: lost.find((claim) => claim.fence !== null)?.fence ?? null,
+      calls: calls.map(({ call_id, attempt }) => ({ call_id, attempt, arguments: args?.get(call_id) ?? {} }))
+    })
+  }
+
+  async function lookAt (conversation: string): Promise<void> {
+    const before = await store.load(conversation)
+    if (before === null) return
+    const claims = claimsOf(before.state)
+    const workers = [...new Set(claims.map((claim) => claim.worker))]
+    const left = new Map((await presence.left(workers)).map((ms, i) => [workers[i] as string, ms]))
+    await lapse(conversation, claims.filter((claim) => left.get(claim.worker) === 0))
+    const row = await store.load(conversation)
+    const now = clock.now()
+    const due = row === null ? null : dueAt(row.state, now, settings)
+    if (row === null || due === null) return
+    await hints.add(conversation, wanted(row.state, now, settings.leaseMs))
+    const alive = new Set(claimsOf(row.state).map((claim) => claim.worker))
+    // A claim is looked at again when its worker's sign, as it stands now, will have run out.
+    const signs = [...alive].flatMap((worker) => left.get(worker) ?? [])
+    await store.postpone(conversation, signs.length > 0 ? Math.min(due, now + Math.min(...signs) + 1) : due)
+    for (const worker of alive) await feed.tell(worker, { type: 'check', conversation })
+  }
+
+  async function beat (): Promise<void> {
+    await presence.beat(settings.worker, settings.leaseMs)
+  }
+
+  return {
+    ...executed,
+
+    async start () {
+      unlisten = await feed.listen(settings.worker, take)
+      await beat()
+      open = true
+      const renew = () => {
+        timers.delete(next)
+        next = clock.after(settings.leaseMs / 3, renew)
+        timers.add(next)
+        beat().catch(() => { /* tried again soon; if the sign lapses, so do our claims */ })
+      }
+      let next = clock.after(settings.leaseMs / 3, renew)
+      timers.add(next)
+    },
+
+    async advance (conversation) {
+      await execute(conversation, { type: 'Advance', at: clock.now() }, { claim: 'spread' })
+      for (let desk = desks.get(conversation); desk !== undefined && desk.tasks.size > 0; desk = desks.get(conversation)) {
+        await Promise.all(desk.tasks)
+      }
+    },
+
+    async sweep () {
+      const now = clock.now()
+      const due = await store.takeDue(now, now + settings.leaseMs, 256)
+      for (const conversation of due) {
+        await lookAt(conversation).catch((error: Error) => {
+          log.warn({ conversation_id: conversation, err: error.message }, 'could not look at a due conversation; it stays due')
+        })
+      }
+      return due.length
+    },
+
+    async stop (graceMs) {
+      open = false
+      let timer: () => void = () => { /* not set yet */ }
+      const grace = new Promise<void>((resolve) => { timer = clock.after(graceMs, resolve) })
+      const idle = async () => { while (desks.size > 0) await Promise.all([...desks.values()].flatMap((desk) => [...desk.tasks])) }
+      await Promise.race([idle(), grace])
+      timer()
+      for (const [conversation, desk] of desks) {
+        desk.turn?.work.abort.abort(new Error('the worker stops'))
+        for (const work of desk.calls.values()) work.abort.abort(new Error('the worker stops'))
+        const row = await store.load(conversation).catch(() => null)
+        const ours = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker)
+        if (ours.length > 0) await lapse(conversation, ours).catch(() => { /* the sweep of another worker does it */ })
+      }
+      for (const cancel of timers) cancel()
+      unlisten()
+      await presence.leave(settings.worker).catch(() => { /* it lapses */ })
+    },
+
+    load: () => ({ ...running })
+  }
+}

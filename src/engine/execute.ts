@@ -1,0 +1,242 @@
+import type { Command, Executor } from '../core/command.js'
+import type { Effect } from '../core/draft.js'
+import { dueAt, wanted } from '../core/schedule.js'
+import type { Event } from '../core/event.js'
+import type { State } from '../core/state.js'
+import { transition, type Change, type Outcome, type Refusal } from '../core/transition.js'
+import type { Row, Store } from '../store/store.js'
+import type { Clock, Hints, Ids, Log, Settings } from './ports.js'
+
+/** The store could not be reached in the time the caller had. What was asked may or may not have happened. */
+export class UnavailableError extends Error {
+  override name = 'UnavailableError'
+}
+
+/** Others changed the conversation again and again while this was being decided (M3). Nothing was changed. */
+export class ConflictError extends Error {
+  override name = 'ConflictError'
+}
+
+export interface Result {
+  /** Null: done. Otherwise nothing was changed, and why. */
+  refusal: Refusal | null
+  /** The row as it stands after the command; null: there is no such conversation. */
+  row: Row | null
+  /** What the command itself made happen. */
+  effects: Effect[]
+}
+
+export interface ExecuteOptions {
+  /** `local`: what becomes due may be claimed for this worker; `spread`: it came for work and takes also what is to be spread. */
+  claim?: 'local' | 'spread'
+  /** How long to go on trying while the store is away. Default: `IMPATIENT_MS`. */
+  patienceMs?: number
+}
+
+/** A request must have its 503 within a second. */
+export const IMPATIENT_MS = 900
+
+/** What a worker still has room for, and what to do with what was claimed. A process without one claims nothing. */
+export interface Performer {
+  room: (conversation: string, claim: 'local' | 'spread') => Omit<Executor, 'worker'>
+  perform: (conversation: string, row: Row, effect: Effect) => void
+}
+
+export interface Executed {
+  execute: (conversation: string, command: Command, options?: ExecuteOptions) => Promise<Result>
+  /** The row as last seen here, perhaps not the newest. */
+  peek: (conversation: string) => Row | undefined
+  /** Runs `task` when no command of the conversation is under way in this process. */
+  between: (conversation: string, task: () => void) => void
+  forget: (conversation: string) => void
+}
+
+export interface ExecuteDeps {
+  store: Store
+  hints: Hints
+  clock: Clock
+  ids: Ids
+  log: Log
+  settings: Pick<Settings, 'worker' | 'leaseMs' | 'sweepMs'>
+  /** Is told of everything this process has stored, for its metrics. */
+  observe?: (events: Event[]) => void
+}
+
+interface Pending {
+  command: Command
+  claim: 'local' | 'spread' | null
+  deadline: number
+  resolve: (result: Result) => void
+  reject: (error: Error) => void
+}
+
+interface Actor { pending: Pending[], between: (() => void)[], busy: boolean, row: Row | null | undefined }
+
+/** Rows kept in memory: they spare a read, the version check keeps them honest. */
+const KEPT_ROWS = 5_000
+const MAX_CONFLICTS = 8
+
+/**
+ * Decides commands and commits what they change. Commands of one conversation that arrive while a commit is on its way go together
+ * into the next one. A commit is sent until its outcome is known: its token makes sending it twice harmless. Only after it has been
+ * stored is anything done about it: claimed work is performed, hints are queued.
+ */
+export function createExecute ({ store, hints, clock, ids, log, settings, observe }: ExecuteDeps, performer: Performer | null): Executed {
+  const actors = new Map<string, Actor>()
+
+  function actorOf (conversation: string): Actor {
+    let actor = actors.get(conversation)
+    if (actor === undefined) {
+      actor = { pending: [], between: [], busy: false, row: undefined }
+    } else {
+      actors.delete(conversation)
+    }
+    // Insertion order is order of use: the first one that does nothing is the one to forget.
+    actors.set(conversation, actor)
+    if (actors.size > KEPT_ROWS) {
+      for (const [oldest, { busy, pending }] of actors) {
+        if (busy || pending.length > 0 || oldest === conversation) continue
+        actors.delete(oldest)
+        break
+      }
+    }
+    return actor
+  }
+
+  async function drain (conversation: string, actor: Actor): Promise<void> {
+    actor.busy = true
+    while (actor.pending.length > 0 || actor.between.length > 0) {
+      for (const task of actor.between.splice(0)) task()
+      const batch = actor.pending.splice(0)
+      if (batch.length === 0) continue
+      try {
+        await decide(conversation, actor, batch)
+      } catch (error) {
+        actor.row = undefined
+        for (const pending of batch) pending.reject(error as Error)
+      }
+    }
+    actor.busy = false
+  }
+
+  async function decide (conversation: string, actor: Actor, batch: Pending[]): Promise<void> {
+    let fresh = actor.row === undefined
+    if (fresh) actor.row = await trying(batch, () => store.load(conversation))
+    for (let conflicts = 0; ; conflicts++) {
+      const base = actor.row ?? null
+      const now = clock.now()
+      const { state, outcomes } = apply(conversation, base, batch)
+      const changes = outcomes.flatMap((outcome) => outcome.refusal === null ? [outcome.change] : [])
+      const [first] = changes
+      if (first === undefined || state === null) {
+        if (!fresh) {
+          // A refusal may be due to the row kept here being old: only a fresh one may refuse.
+          const version = base?.version
+          actor.row = await trying(batch, () => store.load(conversation))
+          fresh = true
+          if (actor.row?.version !== version || actor.row?.born !== base?.born) continue
+        }
+        batch.forEach((pending, i) => pending.resolve({ refusal: outcomes[i]?.refusal ?? null, row: actor.row ?? null, effects: [] }))
+        return
+      }
+      const token = ids.next()
+      const events = changes.flatMap((change) => change.events)
+      const committed = await trying(batch, () => store.commit({
+        conversation,
+        base,
+        token,
+        state,
+        messages: changes.flatMap((change) => change.messages),
+        events,
+        docs: changes.flatMap((change) => change.docs),
+        created: changes.flatMap((change) => change.created),
+        due: dueAt(state, now, settings)
+      }))
+      if (committed.status === 'conflict') {
+        actor.row = committed.row
+        fresh = true
+        if (conflicts >= MAX_CONFLICTS) throw new ConflictError(`conversation ${conversation} was changed by others ${conflicts} times in a row; try again`)
+        if (conflicts > 2) await new Promise<void>((resolve) => { clock.after(2 ** conflicts, resolve) })
+        continue
+      }
+      const row: Row = { born: committed.born, version: committed.version, state }
+      actor.row = row
+      observe?.(events)
+      after(conversation, base?.state ?? null, row, changes, now)
+      batch.forEach((pending, i) => {
+        const outcome = outcomes[i] as Outcome
+        pending.resolve({ refusal: outcome.refusal, row, effects: outcome.refusal === null ? outcome.change.effects : [] })
+      })
+      return
+    }
+  }
+
+  function apply (conversation: string, base: Row | null, batch: Pending[]): { state: State | null, outcomes: Outcome[] } {
+    let state = base?.state ?? null
+    const taken = { calls: 0, turn: false }
+    const outcomes = batch.map(({ command, claim }) => {
+      let executor: Executor | undefined
+      if (claim !== null && performer !== null) {
+        const room = performer.room(conversation, claim)
+        executor = { ...room, worker: settings.worker, calls: room.calls - taken.calls, turn: room.turn && !taken.turn }
+      }
+      const outcome = transition(state, executor === undefined ? command : { ...command, executor })
+      if (outcome.refusal !== null) return outcome
+      state = outcome.change.state
+      for (const effect of outcome.change.effects) {
+        if (effect.type === 'run_calls') taken.calls += effect.calls.length
+        if (effect.type === 'call_model') taken.turn = true
+      }
+      return outcome
+    })
+    return { state, outcomes }
+  }
+
+  /** What a stored commit leads to. */
+  function after (conversation: string, before: State | null, row: Row, changes: Change[], now: number): void {
+    for (const change of changes) {
+      for (const effect of change.effects) performer?.perform(conversation, row, effect)
+    }
+    const known = new Set(before === null ? [] : wanted(before, now, settings.leaseMs).map((job) => job.id))
+    const jobs = wanted(row.state, now, settings.leaseMs).filter((job) => !known.has(job.id))
+    if (jobs.length === 0) return
+    hints.add(conversation, jobs).catch((error: Error) => {
+      log.warn({ conversation_id: conversation, err: error.message }, 'hint not queued; the sweep will find it')
+    })
+  }
+
+  /** Tries until it works, or nobody is left who waits. Those whose patience ends are told so one by one. */
+  async function trying<T> (batch: Pending[], task: () => Promise<T>): Promise<T> {
+    for (let tries = 1; ; tries++) {
+      try {
+        return await task()
+      } catch (error) {
+        const now = clock.now()
+        const unavailable = new UnavailableError('the store cannot be reached', { cause: error })
+        for (const pending of batch) if (pending.deadline <= now) pending.reject(unavailable)
+        if (batch.every((pending) => pending.deadline <= now)) throw unavailable
+        await new Promise<void>((resolve) => { clock.after(Math.min(1000, 25 * 2 ** tries), resolve) })
+      }
+    }
+  }
+
+  return {
+    execute (conversation, command, { claim, patienceMs = IMPATIENT_MS } = {}) {
+      return new Promise((resolve, reject) => {
+        const actor = actorOf(conversation)
+        actor.pending.push({ command, claim: claim ?? null, deadline: clock.now() + patienceMs, resolve, reject })
+        if (!actor.busy) void drain(conversation, actor)
+      })
+    },
+    peek: (conversation) => actors.get(conversation)?.row ?? undefined,
+    between (conversation, task) {
+      const actor = actorOf(conversation)
+      actor.between.push(task)
+      if (!actor.busy) void drain(conversation, actor)
+    },
+    forget: (conversation) => {
+      const actor = actors.get(conversation)
+      if (actor !== undefined) actor.row = undefined
+    }
+  }
+}

@@ -1,0 +1,46 @@
+import type { Message } from '../core/message.js'
+import type { Row, Store } from '../store/store.js'
+
+/** Text kept in memory for conversations this process has worked on, in characters of JSON. */
+const KEPT_CHARS = 64 * 1024 * 1024
+
+export interface LedgerCache {
+  /** The whole ledger as of `row`. Only what is not known yet is read: the ledger is append-only. */
+  read: (conversation: string, row: Row) => Promise<Message[]>
+}
+
+export function createLedgerCache (store: Store): LedgerCache {
+  const kept = new Map<string, { born: string, messages: Message[], chars: number }>()
+  let chars = 0
+
+  function forget (conversation: string): void {
+    chars -= kept.get(conversation)?.chars ?? 0
+    kept.delete(conversation)
+  }
+
+  return {
+    async read (conversation, row) {
+      const found = kept.get(conversation)
+      const known = found?.born === row.born && found.messages.length <= row.state.messages ? found : { born: row.born, messages: [], chars: 0 }
+      if (known.messages.length < row.state.messages) {
+        const from = known.messages.length
+        const tail = await store.ledger(conversation, from, row.state.messages - from)
+        // Another read may have added the same messages meanwhile.
+        if (known.messages.length === from) {
+          for (const json of tail) {
+            known.messages.push(JSON.parse(json) as Message)
+            known.chars += json.length
+          }
+        }
+      }
+      forget(conversation)
+      kept.set(conversation, known)
+      chars += known.chars
+      for (const oldest of kept.keys()) {
+        if (chars <= KEPT_CHARS || oldest === conversation) break
+        forget(oldest)
+      }
+      return known.messages.slice(0, row.state.messages)
+    }
+  }
+}

@@ -1,0 +1,46 @@
+import type { ChatCompletionTool } from 'openai/resources/chat/completions'
+import { docNames } from '../core/draft.js'
+import type { RunRecord } from '../core/state.js'
+import type { ToolDefinition } from '../core/tool.js'
+import type { Store } from '../store/store.js'
+import type { Tools } from './tools/tool.js'
+
+/** What performing a run's turns takes, beyond the state row: kept once beside it, as `StartRun.spec`. */
+export interface RunSpec {
+  instructions: string | null
+  model_options: Record<string, unknown>
+  tools: ToolDefinition[]
+}
+
+/** A run's spec, made ready for use. */
+export interface PreparedSpec {
+  instructions: string | null
+  options: Record<string, unknown>
+  tools: Map<string, ToolDefinition>
+  /** The tools as the provider is told of them. */
+  offered: ChatCompletionTool[]
+}
+
+const KEPT_SPECS = 2_000
+
+/** Reads a run's spec, from memory where this process has had it before: it never changes. */
+export function createSpecs (store: Store, tools: Tools): (conversation: string, runId: string) => Promise<PreparedSpec> {
+  const kept = new Map<string, PreparedSpec>()
+  return async (conversation, runId) => {
+    let found = kept.get(runId)
+    if (found === undefined) {
+      const [json] = await store.docs(conversation, [docNames.run(runId)])
+      if (json == null) throw new Error(`run ${runId} has no record`)
+      const spec = (JSON.parse(json) as RunRecord).request as RunSpec
+      found = {
+        instructions: spec.instructions,
+        options: spec.model_options,
+        tools: new Map(spec.tools.map((tool) => [tool.name, tool])),
+        offered: spec.tools.map((tool) => tools.describe(tool))
+      }
+      kept.set(runId, found)
+      if (kept.size > KEPT_SPECS) kept.delete(kept.keys().next().value as string)
+    }
+    return found
+  }
+}

@@ -1,0 +1,61 @@
+import type { ChatCompletionTool } from 'openai/resources/chat/completions'
+import type { ToolDefinition } from '../../core/tool.js'
+
+/** What a running call may know and use. */
+export interface ToolContext {
+  conversation_id: string
+  run_id: string
+  call_id: string
+  turn: number
+  /** 1 for the first execution; higher after a worker was lost. */
+  attempt: number
+  /** Fires on timeout, interrupt, cancel and shutdown, with a reason. A tool that ignores it changes nothing: its result is refused. */
+  signal: AbortSignal
+  /** Tells listeners about progress (`tool.progress`). Any JSON value. */
+  progress: (data: unknown) => void
+}
+
+/** A failed call. It goes to the model as `{"error": {"code", "message"}}`; `message` is safe to show. */
+export class ToolError extends Error {
+  override name = 'ToolError'
+  readonly code: 'unknown_tool' | 'invalid_arguments' | 'timeout' | 'http_error' | 'tool_error'
+  constructor (code: ToolError['code'], message: string, options?: ErrorOptions) {
+    super(message, options)
+    this.code = code
+  }
+}
+
+/** A tool the server itself offers, as `GET /tools` lists it. */
+export interface ToolListing {
+  name: string
+  kind: 'builtin' | 'module'
+  description: string
+  parameters: Record<string, unknown>
+  effects: 'read' | 'write'
+  idempotent: boolean
+  timeout_ms: number | null
+  placement: 'local' | 'spread'
+}
+
+/** Something wrong with a declared tool; `pointer` is a JSON pointer below the tool (`/parameters/properties/x`). */
+export interface ToolFault { pointer: string, detail: string, code?: 'blocked_url' }
+
+/** All that the engine and the routes need of tools. Safe to share between runs. */
+export interface Tools {
+  /** The builtin and module tools of this server. */
+  listings: () => ToolListing[]
+  /** What is wrong with a tool a client declared: unknown module, hostile or invalid JSON Schema, forbidden header, blocked URL. Empty when nothing is. */
+  check: (tool: ToolDefinition) => Promise<ToolFault[]>
+  /** The tool as the provider is told of it. */
+  describe: (tool: ToolDefinition) => ChatCompletionTool
+  /** The listing's facts that a definition may leave out: what `effects`, `idempotent`, `timeout_ms`, `placement` a call of this tool has. */
+  facts: (tool: ToolDefinition) => { effects: 'read' | 'write', idempotent: boolean, timeout_ms: number | null, placement: 'local' | 'spread' }
+  /** Parses and validates what the model wrote. Never repairs it. Throws a `ToolError` with `invalid_arguments`. */
+  parse: (tool: ToolDefinition, raw: string) => Record<string, unknown>
+  /**
+   * Runs one call. Resolves with its output (any JSON value), rejects with a `ToolError` for whatever went wrong in the tool,
+   * or with the signal's reason when aborted: at once, also when the tool ignores the abort.
+   */
+  run: (tool: ToolDefinition, args: Record<string, unknown>, context: ToolContext) => Promise<unknown>
+  close: () => Promise<void>
+}

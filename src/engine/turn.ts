@@ -1,0 +1,168 @@
+import type { Command, ModelCall, TokenCount } from '../core/command.js'
+import type { RunError } from '../core/run.js'
+import type { ActiveRun, TurnPhase } from '../core/state.js'
+import { transcript } from '../core/transcript.js'
+import type { Row, Store } from '../store/store.js'
+import { createDeltas } from './deltas.js'
+import type { LedgerCache } from './ledger.js'
+import { ModelError, type Model, type ModelAnswer } from './model/model.js'
+import type { Clock, Ids, Lease, Leases, Log, Settings } from './ports.js'
+import type { PreparedSpec } from './run-spec.js'
+import { ToolError, type Tools } from './tools/tool.js'
+
+export interface TurnDeps {
+  store: Store
+  model: Model
+  tools: Tools
+  leases: Leases
+  ledger: LedgerCache
+  spec: (conversation: string, runId: string) => Promise<PreparedSpec>
+  clock: Clock
+  ids: Ids
+  log: Log
+  settings: Settings
+  /** A number from 0 to 1, for jitter. */
+  random: () => number
+}
+
+export interface TurnTask { conversation: string, row: Row, turn: number, attempt: number, fence: number, signal: AbortSignal }
+
+/** A `Retry-After` beyond this is no reason to wait: the try counts as failed, and the next model or the caller decides. Milliseconds. */
+const LONGEST_WAIT_MS = 600_000
+
+/**
+ * One LLM call: takes the lease, reads what the model must see, asks it, and says in a command what came of it. Null: the attempt was
+ * stopped or lost its right to write, and says nothing. It never throws for what a provider or a network can do.
+ * `report` commits a command in between without ending the attempt.
+ */
+export async function performTurn (
+  deps: TurnDeps, task: TurnTask, report: (command: Command) => Promise<void>
+): Promise<{ command: Command | null, release: () => void }> {
+  const { conversation, row, fence, signal } = task
+  const run = row.state.run as ActiveRun
+  const phase = run.phase as TurnPhase
+  const nothing = { command: null, release: () => { /* no lease was taken */ } }
+
+  const [lease, ledger, spec] = await Promise.all([
+    acquire(deps, conversation, signal),
+    deps.ledger.read(conversation, row),
+    deps.spec(conversation, run.id)
+  ])
+  if (lease === null) {
+    return signal.aborted ? nothing : { ...nothing, command: retry(deps, fence, 'lease_busy', deps.settings.leaseMs / 2, false, null) }
+  }
+  const release = () => lease.release()
+  const stop = new AbortController()
+  const stopped = AbortSignal.any([signal, lease.signal, stop.signal])
+
+  const sent = transcript(ledger, row.state.has_system ? null : spec.instructions)
+  if (sent === null) return { command: fail(deps, fence, 'nothing_to_answer', 'the conversation holds no message to answer; post a run with an input', false, null), release }
+  if (sent.repairs.length > 0) {
+    deps.log.error({ conversation_id: conversation, run_id: run.id, turn: task.turn, repairs: sent.repairs }, 'transcript repaired before it was sent')
+    await report({ type: 'ReportRecovery', at: deps.clock.now(), fence, detail: sent.repairs.join('; ') })
+  }
+
+  const deltas = createDeltas(
+    { run_id: run.id, turn: task.turn, attempt: task.attempt, lane: 'main' },
+    (delta) => deps.store.append(conversation, fence, delta), deps.clock, () => stop.abort(new Error('the fence is old'))
+  )
+  try {
+    const answer = await deps.model.complete({
+      model: run.models[phase.model] as string,
+      messages: sent.messages,
+      ...(spec.offered.length > 0 && { tools: spec.offered, parallel_tool_calls: run.policy.parallel }),
+      options: spec.options,
+      request_id: `${run.id}.${task.turn}.${task.attempt}`
+    }, { signal: stopped, onText: deltas.push })
+    deltas.end()
+    return { command: conclude(deps, run, spec, fence, answer), release }
+  } catch (error) {
+    deltas.end()
+    if (signal.aborted || stop.signal.aborted) return { command: null, release }
+    if (lease.signal.aborted) return { command: retry(deps, fence, 'lease_lost', 0, false, null), release }
+    return { command: failed(deps, run, phase, fence, error), release }
+  }
+}
+
+/** Waits for a busy lease as long as a dead holder can keep it. */
+async function acquire ({ leases, clock, settings }: TurnDeps, conversation: string, signal: AbortSignal): Promise<Lease | null> {
+  const until = clock.now() + 2 * settings.leaseMs
+  while (!signal.aborted) {
+    const lease = await leases.acquire(conversation)
+    if (lease !== null) return lease
+    if (clock.now() >= until) return null
+    await new Promise<void>((resolve) => { clock.after(Math.min(250, settings.leaseMs / 10), resolve) })
+  }
+  return null
+}
+
+/** What an answer means. */
+function conclude (deps: TurnDeps, run: ActiveRun, spec: PreparedSpec, fence: number, answer: ModelAnswer): Command {
+  const { usage } = answer
+  if (answer.refusal !== null) return fail(deps, fence, 'refusal', `the model refused to answer: ${answer.refusal.slice(0, 500)}`, false, usage)
+  if (answer.finish_reason === 'content_filter') {
+    return fail(deps, fence, 'content_filter', 'the provider\'s content filter stopped the answer; change the input and post a new run', false, usage)
+  }
+  // A call that was cut by the token limit is never run, whatever its arguments look like (FAULTS M3).
+  const calls = answer.finish_reason === 'length' ? [] : answer.tool_calls
+  return {
+    type: 'CompleteTurn',
+    at: deps.clock.now(),
+    fence,
+    text: answer.text,
+    finish_reason: answer.finish_reason,
+    calls: calls.map(({ id, name, arguments: raw }): ModelCall => {
+      const printable = name.replace(/[^a-zA-Z0-9_-]/g, '_').slice(0, 64) || 'unknown'
+      const tool = spec.tools.get(name)
+      const call = { call_id: `call_${deps.ids.next()}`, name: printable, arguments: {}, provider_id: id, raw: null, fault: null }
+      const timeout = run.limits.tool_timeout_ms
+      if (tool === undefined) {
+        const known = [...spec.tools.keys()].join(', ') || 'none'
+        const fault = { code: 'unknown_tool', message: `there is no tool "${printable}"; the tools are: ${known}` }
+        return { ...call, raw, fault, effects: 'read', idempotent: false, placement: 'local', timeout_ms: timeout }
+      }
+      const { timeout_ms: own, ...facts } = deps.tools.facts(tool)
+      const known = { ...call, ...facts, timeout_ms: own ?? timeout }
+      try {
+        return { ...known, arguments: deps.tools.parse(tool, raw) }
+      } catch (error) {
+        const message = error instanceof ToolError ? error.message : 'the arguments cannot be read'
+        return { ...known, raw, fault: { code: 'invalid_arguments', message } }
+      }
+    }),
+    usage,
+    message_id: `msg_${deps.ids.next()}`,
+    batch_id: `batch_${deps.ids.next()}`
+  }
+}
+
+/** What becomes of a turn whose call failed: another try, the next model, or the end of the run. */
+function failed (deps: TurnDeps, run: ActiveRun, phase: TurnPhase, fence: number, error: unknown): Command {
+  if (!(error instanceof ModelError)) {
+    deps.log.error({ run_id: run.id, turn: phase.turn, err: error }, 'LLM call failed in an unexpected way')
+    return fail(deps, fence, 'internal', 'the LLM call failed inside Interlock; its log has the reason', true, null)
+  }
+  deps.log.warn({ run_id: run.id, turn: phase.turn, attempt: phase.attempt, code: error.code, status: error.status }, 'LLM call failed')
+  const wait = Math.max(error.retryAfterMs ?? 0, backoff(phase.tries, deps.random()))
+  if (error.retryable && phase.tries < deps.settings.modelAttempts && wait <= LONGEST_WAIT_MS) {
+    return retry(deps, fence, error.code, wait, false, error.usage)
+  }
+  if (error.retryable && phase.model + 1 < run.models.length) return retry(deps, fence, error.code, 0, true, error.usage)
+  const tried = phase.attempt > 1 ? ` (after ${phase.attempt} attempts)` : ''
+  return fail(deps, fence, error.code, error.message + tried, error.retryable, error.usage)
+}
+
+/** Milliseconds before the next try: 0.5, 1, 2 … 30 s, of which half is chance. */
+export function backoff (tries: number, random: number): number {
+  const full = Math.min(30_000, 500 * 2 ** (tries - 1))
+  return Math.round(full / 2 + random * full / 2)
+}
+
+function retry (deps: TurnDeps, fence: number, reason: string, delayMs: number, nextModel: boolean, usage: TokenCount | null): Command {
+  return { type: 'RetryTurn', at: deps.clock.now(), fence, reason, delay_ms: delayMs, next_model: nextModel, usage }
+}
+
+function fail (deps: TurnDeps, fence: number, code: string, message: string, retryable: boolean, usage: TokenCount | null): Command {
+  const error: RunError = { code, message, retryable }
+  return { type: 'FailTurn', at: deps.clock.now(), fence, error, usage }
+}

@@ -1,0 +1,185 @@
+import { monotonicFactory } from 'ulid'
+import type { Config } from './config.js'
+import { createEngine, type Engine } from './engine/engine.js'
+import { createExecute, type Executed } from './engine/execute.js'
+import { createLeases } from './engine/lease.js'
+import type { Clock, Ids, Log, Settings } from './engine/ports.js'
+import { listModels } from './engine/model/list-models.js'
+import { openaiModel } from './engine/model/openai-model.js'
+import { startScriptedModel } from './engine/model/scripted/scripted-model.js'
+import { openTools } from './engine/tools/tools.js'
+import { createHintQueue } from './queue/queue.js'
+import { startWorkers, type Workers } from './queue/workers.js'
+import { closeRedis, connectRedis, whenReady, type Connection, type Role } from './redis/connect.js'
+import { describeRedis } from './redis/describe.js'
+import { openRedis } from './redis/embedded.js'
+import { createConversationService } from './services/conversations.js'
+import type { Context } from './services/context.js'
+import { createEventService } from './services/events.js'
+import { createIdempotencyService } from './services/idempotency.js'
+import { createMetrics } from './services/metrics.js'
+import { createRunService } from './services/runs.js'
+import type { Services } from './services/services.js'
+import { createFeed } from './store/feed.js'
+import { createKeys } from './store/keys.js'
+import { createPresence } from './store/presence.js'
+import { createRedisStore } from './store/redis-store.js'
+
+/** The process cannot do its work as it is set up. The message is for the operator: what is wrong, and what to do. */
+export class StartError extends Error {
+  override name = 'StartError'
+}
+
+export interface Instance {
+  services: Services
+  /** Resolves when everything works; rejects with a `StartError` when it never will. Waits for Redis as long as it takes. */
+  ready: Promise<void>
+  /** Stops work, hands over what cannot be finished, and closes every connection. */
+  stop: () => Promise<void>
+}
+
+export interface Roles {
+  /** Performs turns and calls. */
+  worker: boolean
+}
+
+/** Milliseconds without a working sweep after which a worker is not ready. */
+const STUCK_MS = 15_000
+
+const clock: Clock = {
+  now: () => Date.now(),
+  after (ms, callback) {
+    const timer = setTimeout(callback, ms)
+    return () => clearTimeout(timer)
+  }
+}
+
+/** Puts a process together from its parts. Nothing here decides anything. */
+export async function openInstance (config: Config, roles: Roles, log: Log): Promise<Instance> {
+  const redis = await openRedis(config, log)
+  const connections: Connection[] = []
+  const connect = (role: Role) => {
+    const connection = connectRedis(redis.url, role, log)
+    connections.push(connection)
+    return connection
+  }
+  const command = connect('command')
+  const keys = createKeys(config.redis.keyPrefix, config.redis.partitions)
+  const store = createRedisStore(command, keys)
+  const feed = createFeed(connect('subscriber'), command, keys)
+  const hints = createHintQueue(connect('queue'), keys.queuePrefix, log)
+  const ulid = monotonicFactory()
+  const ids: Ids = { next: () => ulid() }
+  const provider = await openProvider(config, roles, log)
+  const tools = await openTools({ ...(config.tools.dir !== undefined && { dir: config.tools.dir }), allowedHosts: config.tools.allowedHosts })
+
+  const settings: Settings = {
+    worker: ids.next(),
+    leaseMs: config.worker.lockTtlMs,
+    sweepMs: config.worker.sweepMs,
+    turns: config.worker.turnConcurrency,
+    calls: config.worker.toolConcurrency,
+    localCalls: config.worker.localCalls,
+    modelAttempts: config.model.attempts
+  }
+  let engine: Engine | null = null
+  const metrics = createMetrics(() => engine?.load() ?? { turns: 0, calls: 0 })
+  const shared = { store, feed, hints, tools, clock, ids, log, settings, observe: metrics.observe }
+  if (roles.worker) {
+    const model = openaiModel({ ...provider.connection, timeoutMs: config.model.timeoutMs, idleMs: config.model.idleMs, concurrency: config.model.concurrency })
+    const leases = createLeases(connect('lock'), keys, settings.leaseMs, log)
+    engine = createEngine({ ...shared, presence: createPresence(command, keys), leases, model, random: Math.random })
+  }
+  const executed: Executed = engine ?? createExecute(shared, null)
+  const context: Context = { store, feed, keys, executed, tools, clock, ids, defaultModel: provider.model, parallelTools: config.features.parallelTools }
+
+  let workers: Workers | null = null
+  let state = 'starting' as 'starting' | 'working' | 'stopping'
+
+  const services: Services = {
+    runs: createRunService(context),
+    conversations: createConversationService(context),
+    events: createEventService(context),
+    idempotency: createIdempotencyService(command, keys, clock),
+    tools: () => tools.listings(),
+    models: async () => {
+      const known = await provider.list() ?? []
+      const names = provider.model === null ? known : [...new Set([provider.model, ...known])]
+      return names.map((id) => ({ id, default: id === provider.model }))
+    },
+    health: {
+      ready: async () => {
+        const answers = await command.ping().then(() => 'ok', () => 'does not answer')
+        const checks: Record<string, string> = { process: state === 'working' ? 'ok' : state, redis: answers }
+        if (roles.worker) checks.worker = workers === null ? 'starting' : workers.idleMs() < STUCK_MS ? 'ok' : 'makes no progress'
+        return { ready: Object.values(checks).every((check) => check === 'ok'), checks }
+      }
+    },
+    metrics: metrics.read
+  }
+
+  const ready = (async () => {
+    await Promise.all(connections.map(whenReady))
+    if (state === 'stopping') return
+    const { refusal, warnings } = await describeRedis(command, config.redis.profile)
+    if (refusal !== undefined) throw new StartError(refusal)
+    for (const warning of warnings) log.warn({}, warning)
+    await fixPartitions(command, keys.meta, config.redis.partitions)
+    if (engine !== null) {
+      workers = await startWorkers(engine, {
+        connection: connect('worker'),
+        prefix: keys.queuePrefix,
+        concurrency: settings.turns,
+        stalledMs: config.worker.stalledMs,
+        sweepMs: settings.sweepMs,
+        log
+      })
+    }
+    state = 'working'
+  })()
+
+  return {
+    services,
+    ready,
+    async stop () {
+      state = 'stopping'
+      await workers?.stop(config.graceMs)
+      await hints.close()
+      await Promise.all(connections.map(closeRedis))
+      await Promise.all([tools.close(), provider.close()])
+      await redis.stop()
+    }
+  }
+}
+
+/** The number of partitions is part of every key: it is fixed by whoever starts first. */
+async function fixPartitions (redis: Connection, key: string, partitions: number): Promise<void> {
+  await redis.hsetnx(key, 'partitions', partitions)
+  const fixed = await redis.hget(key, 'partitions')
+  if (fixed !== String(partitions)) {
+    throw new StartError(`INTERLOCK_PARTITIONS is ${partitions}, but the conversations in this Redis are spread over ${fixed}: set it to ${fixed}, or use another INTERLOCK_KEY_PREFIX.`)
+  }
+}
+
+interface Provider {
+  connection: { apiKey: string, baseUrl: string }
+  /** The model of runs that name none. */
+  model: string | null
+  list: () => Promise<string[] | null>
+  close: () => Promise<void>
+}
+
+/** The provider of the settings, or the built-in scripted model behind the same protocol. */
+async function openProvider ({ model }: Config, roles: Roles, log: Log): Promise<Provider> {
+  if (model.apiKey !== undefined || model.baseUrl !== undefined) {
+    const connection = { apiKey: model.apiKey ?? 'none', baseUrl: model.baseUrl ?? 'https://api.openai.com/v1' }
+    return { connection, model: model.name ?? null, list: () => listModels(connection), close: async () => { /* nothing of ours */ } }
+  }
+  if (!roles.worker) {
+    return { connection: { apiKey: 'none', baseUrl: '' }, model: model.name ?? 'scripted', list: async () => ['scripted'], close: async () => { /* nothing was opened */ } }
+  }
+  const scripted = await startScriptedModel()
+  log.info({}, 'no OPENAI_API_KEY: the built-in scripted model answers')
+  const connection = { apiKey: 'none', baseUrl: scripted.baseUrl }
+  return { connection, model: model.name ?? 'scripted', list: () => listModels(connection), close: () => scripted.close() }
+}

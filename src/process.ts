@@ -1,0 +1,44 @@
+import closeWithGrace from 'close-with-grace'
+import { pino, type Logger } from 'pino'
+import { buildApp } from './app.js'
+import { ConfigError, loadConfig, type Config } from './config.js'
+import { openInstance, StartError, type Roles } from './instance.js'
+
+/** Loopback has no key to check, and everything to lose by being quiet: what a person starts in a terminal is printed for one. */
+function createLog (config: Config): Logger {
+  const redact = { paths: ['*.authorization', '*.apiKey', 'req.headers.authorization'], censor: '[redacted]' }
+  const pretty = process.stdout.isTTY ? { transport: { target: 'pino-pretty', options: { ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' } } } : {}
+  return pino({ level: config.logLevel, redact, ...pretty })
+}
+
+/**
+ * Runs one process until it is told to end: listens at once, works when Redis is there, drains on SIGTERM and SIGINT, exits 0. What
+ * only the operator can mend is one sentence on stderr and exit code 1.
+ */
+export async function runProcess (roles: Roles & { api: boolean }): Promise<void> {
+  try {
+    const config = loadConfig()
+    const log = createLog(config)
+    const instance = await openInstance(config, roles, log)
+    const port = roles.api ? config.http.port : config.http.workerPort
+    const app = await buildApp({
+      services: instance.services,
+      config: { apiKeys: config.http.apiKeys, host: config.http.host },
+      logger: log,
+      ...(!roles.api && { routes: 'operations' as const })
+    })
+    const address = await app.listen({ host: config.http.host, port })
+    closeWithGrace({ delay: config.graceMs + 10_000, logger: log }, async ({ err: error }) => {
+      if (error !== undefined) log.fatal({ err: error }, 'ending after an unexpected error')
+      await app.close()
+      await instance.stop()
+    })
+    log.info({ address, roles }, 'listening')
+    await instance.ready
+    log.info({ address }, 'ready')
+  } catch (error) {
+    if (!(error instanceof ConfigError || error instanceof StartError)) throw error
+    process.stderr.write(`${error.message}\n`)
+    process.exit(1)
+  }
+}

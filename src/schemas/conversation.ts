@@ -1,0 +1,59 @@
+import { Type, type Static } from 'typebox'
+import { Content } from '../core/message.js'
+import { CONVERSATION_ID, ConversationId, RunId } from './ids.js'
+import { Metadata } from './run.js'
+
+const closed = { additionalProperties: false }
+
+/** A message a new conversation starts with. Tool calls must be answered, in order, right behind their message. */
+export const SeedMessage = Type.Union([
+  Type.Object({ role: Type.Literal('system'), content: Type.String({ minLength: 1 }) }, closed),
+  Type.Object({ role: Type.Literal('user'), content: Content }, closed),
+  Type.Object({
+    role: Type.Literal('assistant'),
+    content: Type.Optional(Type.String()),
+    tool_calls: Type.Optional(Type.Array(Type.Object({ id: Type.String({ minLength: 1, maxLength: 64 }), name: Type.String({ pattern: '^[a-zA-Z0-9_-]{1,64}$' }), arguments: Type.Object({}, { additionalProperties: true }) }, closed), { minItems: 1, maxItems: 128 }))
+  }, closed),
+  Type.Object({ role: Type.Literal('tool'), tool_call_id: Type.String({ minLength: 1, maxLength: 64 }), content: Type.String({ minLength: 1 }) }, closed)
+], { title: 'SeedMessage' })
+export type SeedMessage = Static<typeof SeedMessage>
+
+export const CreateConversation = Type.Object({
+  id: Type.Optional(Type.String({ pattern: CONVERSATION_ID, description: 'A name of your own choosing. Absent: one is minted.' })),
+  messages: Type.Optional(Type.Array(SeedMessage, { maxItems: 1000, description: 'What was said before. A system message only as the first.' })),
+  metadata: Type.Optional(Metadata)
+}, {
+  ...closed,
+  title: 'CreateConversation',
+  examples: [{ messages: [{ role: 'system', content: 'You are a librarian.' }] }]
+})
+export type CreateConversation = Static<typeof CreateConversation>
+
+/** What a conversation is waiting for, in words a person can act on; null when nothing is going on. */
+export const WaitingFor = Type.Object({
+  kind: Type.Enum(['worker', 'model', 'tools', 'retry', 'due_time']),
+  detail: Type.String(),
+  due_at: Type.Union([Type.String({ format: 'date-time' }), Type.Null()])
+}, { ...closed, title: 'WaitingFor' })
+
+export const Conversation = Type.Object({
+  id: ConversationId,
+  version: Type.Integer({ description: 'Raised by every change.' }),
+  epoch: Type.Integer({ description: 'Grows when Redis lost what it had acknowledged; within one epoch an event id names one content.' }),
+  turn: Type.Integer({ description: 'Turns so far: the conversation\'s logical clock.' }),
+  message_count: Type.Integer({ description: 'Messages in the ledger.' }),
+  last_seq: Type.Integer({ description: '`seq` of its newest event.' }),
+  active_run_id: Type.Union([RunId, Type.Null()]),
+  queued_run_ids: Type.Array(RunId, { description: 'Runs that wait, in order.' }),
+  waiting_for: Type.Union([WaitingFor, Type.Null()], { description: 'What has to happen next; null when nothing is going on.' }),
+  metadata: Metadata,
+  created_at: Type.String({ format: 'date-time' })
+}, { ...closed, title: 'Conversation' })
+export type Conversation = Static<typeof Conversation>
+
+/** The state row as operators see it. */
+export const ConversationState = Type.Object({
+  version: Type.Integer(),
+  state: Type.Object({}, { additionalProperties: true, description: 'The row as it is. Its fields are not part of the contract.' })
+}, { ...closed, title: 'ConversationState' })
+export type ConversationState = Static<typeof ConversationState>

@@ -1,0 +1,91 @@
+import { Type, type TProperties, type TSchema } from 'typebox'
+import type { EventType } from '../core/event.js'
+import { CallError, RunError, StopReason, Usage } from '../core/run.js'
+import { CreateRun } from './run.js'
+import { ConversationId, RunId } from './ids.js'
+
+const Time = Type.String({ format: 'date-time' })
+const turn = { turn: Type.Integer({ minimum: 1 }), lane: Type.String({ description: '`main`: this version has no other.' }) }
+const batch = { ...turn, batch_id: Type.String() }
+const call = { ...batch, call_id: Type.String(), name: Type.String() }
+const args = Type.Object({}, { additionalProperties: true, description: 'As the model wrote them, parsed.' })
+const RequestedCall = Type.Object({ call_id: Type.String(), name: Type.String(), arguments: args }, { title: 'RequestedCall' })
+const TokenUsage = Type.Object({ input_tokens: Type.Integer(), output_tokens: Type.Integer(), total_tokens: Type.Integer() }, { title: 'TokenUsage' })
+const duration = { duration_ms: Type.Number({ minimum: 0 }) }
+const attempt = { attempt: Type.Integer({ minimum: 1 }) }
+const end = {
+  output: Type.Unknown(),
+  usage: Usage,
+  stop_reason: Type.Union([StopReason, Type.Null()]),
+  error: Type.Union([RunError, Type.Null()])
+}
+const Run = { run_seq: Type.Integer({ minimum: 1, description: 'Counts the events of the run, without a gap.' }), run_id: RunId }
+
+const event = (type: EventType, description: string, data: TProperties) => Type.Object({
+  seq: Type.Integer({ minimum: 1, description: 'Counts the events of the conversation, without a gap; the SSE `id`.' }),
+  ...Run,
+  type: Type.Literal(type),
+  conversation_id: ConversationId,
+  time: Time,
+  caused_by: Type.Array(Type.Integer(), { description: '`seq` of the events this one follows from.' }),
+  ...data
+}, { title: `${type.replace(/(?:^|[._])([a-z])/g, (_, letter: string) => letter.toUpperCase())}Event`, description })
+
+/** What each event says beside the fields all have. Readers ignore fields and types they do not know: later versions add some. */
+export const events = {
+  'run.created': event('run.created', 'The run is stored.', { input: CreateRun.properties.input, model: Type.String(), on_active_run: Type.String() }),
+  'run.started': event('run.started', 'Its first turn is about to begin.', {}),
+  'run.completed': event('run.completed', 'Last event of a run that gave its answer.', end),
+  'run.incomplete': event('run.incomplete', 'Last event of a run that reached a limit.', end),
+  'run.failed': event('run.failed', 'Last event of a run that could not go on.', end),
+  'run.cancelled': event('run.cancelled', 'Last event of a run that was stopped.', { ...end, reason: Type.String() }),
+  'turn.started': event('turn.started', 'An LLM call begins; exactly one per turn number.', { ...turn, ...attempt, model: Type.String(), message_count: Type.Integer() }),
+  'turn.retrying': event('turn.retrying', 'The turn is tried again: a provider error, a stream that was cut, or a worker that was lost.', {
+    ...turn, ...attempt, reason: Type.String(), delay_ms: Type.Number(), model: Type.String()
+  }),
+  'turn.completed': event('turn.completed', 'The model has answered.', {
+    ...turn, ...attempt, text: Type.String(), finish_reason: Type.String(), tool_calls: Type.Array(RequestedCall), usage: Type.Union([TokenUsage, Type.Null()])
+  }),
+  'turn.cancelled': event('turn.cancelled', 'The LLM call was stopped; nothing of it counts.', { ...turn, reason: Type.String() }),
+  'batch.started': event('batch.started', 'The tool calls of a turn, in request order.', { ...batch, calls: Type.Array(RequestedCall) }),
+  'batch.completed': event('batch.completed', 'Every call of the batch is settled; exactly one per batch that reached its barrier.', {
+    ...batch, ...duration, counts: Type.Object({ completed: Type.Integer(), failed: Type.Integer(), cancelled: Type.Integer() })
+  }),
+  'tool.started': event('tool.started', 'A call is dispatched.', { ...call, arguments: args, ...attempt }),
+  'tool.progress': event('tool.progress', 'What a running tool tells.', { ...call, data: Type.Unknown() }),
+  'tool.completed': event('tool.completed', 'A call gave its output. A long one is cut at `max_result_chars`; `GET /runs/{run_id}/calls/{call_id}` has all of it.', {
+    ...call, ...duration, output: Type.Unknown(), truncated: Type.Optional(Type.Literal(true))
+  }),
+  'tool.failed': event('tool.failed', 'A call failed. The model is told so, and goes on.', { ...call, ...duration, error: CallError }),
+  'tool.cancelled': event('tool.cancelled', 'A call was stopped, or never started.', { ...call, ...duration, reason: Type.String() }),
+  'conversation.recovered': event('conversation.recovered', 'Something in the conversation was not as it should be, and was mended.', { ...turn, detail: Type.Unknown() })
+} satisfies Record<EventType, TSchema>
+
+export const Event = Type.Union(Object.values(events), { title: 'Event', description: 'A fact of the log, the same bytes on every read. Ignore types and fields you do not know.' })
+
+/** Streamed text. Published, not stored: it has no `seq` and no SSE `id`. */
+export const TurnDelta = Type.Object({
+  type: Type.Literal('turn.delta'),
+  conversation_id: ConversationId,
+  run_id: RunId,
+  ...turn,
+  ...attempt,
+  offset: Type.Integer({ minimum: 0, description: 'Keep `text = text.slice(0, offset) + delta`: exact across reconnects and retries. Whoever connects in mid-turn first gets all text so far, at 0.' }),
+  text: Type.String()
+}, { title: 'TurnDelta', description: 'SSE event `turn.delta`: a piece of the text the model is writing.' })
+
+/** Tells a reader that its cursor is worth nothing. */
+export const StreamReset = Type.Object({
+  type: Type.Literal('stream.reset'),
+  conversation_id: ConversationId,
+  reason: Type.String({ description: '`cursor_ahead`: the log ends before the cursor, because Redis lost what it had acknowledged.' }),
+  last_seq: Type.Integer({ minimum: 0, description: 'Newest event there is; the stream goes on behind it.' })
+}, { title: 'StreamReset', description: 'SSE event `stream.reset`: the cursor is worth nothing. Read the conversation or run anew, then go on with what follows.' })
+
+/** The data of one SSE frame. */
+export const StreamData = Type.Union([Event, TurnDelta, StreamReset])
+
+export const EventPage = Type.Object({
+  data: Type.Array(Event),
+  next_cursor: Type.Union([Type.String(), Type.Null()], { description: 'Send it as `after` for what follows; null: nothing does, yet.' })
+}, { additionalProperties: false, title: 'EventPage' })

@@ -1,0 +1,50 @@
+import { createHash } from 'node:crypto'
+import type { Cluster, Redis } from 'ioredis'
+import type { Clock } from '../engine/ports.js'
+import type { Keys } from '../store/keys.js'
+import { answering } from './context.js'
+import type { Services } from './services.js'
+
+/** How long a key is remembered. Milliseconds. */
+const KEPT_MS = 24 * 3_600_000
+
+/**
+ * When a first request that has given no answer counts as dead: every request is answered within a second or so. Whoever repeats it
+ * then takes its place, under its operation, so that what it may have created is found and not created again (FAULTS F50).
+ */
+const TAKEOVER_MS = 3_000
+
+interface Entry { fingerprint: string, operation: string, at: number, answer: { code: number, headers: Record<string, string>, body: string } | null }
+
+export function createIdempotencyService (redis: Redis | Cluster, keys: Keys, clock: Clock): Services['idempotency'] {
+  const keyOf = (tenant: string, key: string) => keys.idempotency(tenant, createHash('sha256').update(key).digest('hex'))
+  const read = async (key: string): Promise<Entry | null> => {
+    const stored = await redis.get(key)
+    return stored === null ? null : JSON.parse(stored) as Entry
+  }
+  return {
+    begin: (tenant, key, fingerprint, operation) => answering(async () => {
+      const name = keyOf(tenant, key)
+      const entry: Entry = { fingerprint, operation, at: clock.now(), answer: null }
+      // A reply that was lost is asked for again: finding our own operation there means that it was us.
+      const taken = await redis.set(name, JSON.stringify(entry), 'PX', KEPT_MS, 'NX')
+      const found = taken === 'OK' ? entry : await read(name)
+      if (found === null || found.operation === operation) return { status: 'fresh', operation }
+      if (found.fingerprint !== fingerprint) return { status: 'mismatch' }
+      if (found.answer !== null) return { status: 'replay', ...found.answer }
+      if (clock.now() - found.at < TAKEOVER_MS) return { status: 'busy' }
+      await redis.set(name, JSON.stringify({ ...found, at: clock.now() }), 'PX', KEPT_MS)
+      return { status: 'fresh', operation: found.operation }
+    }),
+
+    finish: (tenant, key, answer) => answering(async () => {
+      const name = keyOf(tenant, key)
+      const entry = await read(name)
+      if (entry !== null) await redis.set(name, JSON.stringify({ ...entry, answer }), 'PX', KEPT_MS)
+    }),
+
+    abandon: (tenant, key) => answering(async () => {
+      await redis.del(keyOf(tenant, key))
+    })
+  }
+}

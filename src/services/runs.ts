@@ -1,0 +1,136 @@
+import { TERMINAL } from '../core/event.js'
+import { notFound, runActive, validationFailed } from '../errors.js'
+import type { Run } from '../schemas/run.js'
+import { partitionSuffix } from '../store/keys.js'
+import type { Signal } from '../store/store.js'
+import { listCalls, readCall } from './calls.js'
+import { answering, conversationOf, rowOf, type Context } from './context.js'
+import { fromCursor, toCursor } from './cursor.js'
+import { prepareRun } from './run-request.js'
+import { readRun, requireRun, runView } from './run-view.js'
+import type { Services } from './services.js'
+
+/** How many runs a filtered list looks at for one page: the page may be short, and its cursor goes on. */
+const LOOKED_AT = 500
+
+/** How long `cancel` with `wait` waits for workers to say that they have stopped: by then a dead one's claims have lapsed. Milliseconds. */
+const STOP_WAIT_MS = 15_000
+
+export function createRunService (context: Context): Services['runs'] {
+  const { store, feed, keys, executed, clock } = context
+
+  /** Resolves with what `done` makes of a signal, or with null after `ms`. */
+  async function listening<T> (
+    conversation: string, ms: number, done: (signal: Signal) => T | null | Promise<T | null>, start: () => Promise<T | null>
+  ): Promise<T | null> {
+    let finish: (value: T | null) => void = () => { /* set below */ }
+    const result = new Promise<T | null>((resolve) => { finish = resolve })
+    const stop = await feed.subscribe(conversation, (signal) => {
+      Promise.resolve(done(signal)).then((value) => { if (value !== null) finish(value) }, () => { /* the next signal, or the time, ends it */ })
+    })
+    const cancel = clock.after(ms, () => finish(null))
+    try {
+      const at = await start()
+      return at ?? await result
+    } finally {
+      cancel()
+      stop()
+    }
+  }
+
+  const ended = (run: Run) => run.ended_at !== null
+
+  return {
+    create: (caller, body) => answering(async () => {
+      const conversation = body.conversation_id ?? `conv_${caller.operation}`
+      const runId = `run_${caller.operation}${partitionSuffix(keys.partitionOf(conversation))}`
+      const request = await prepareRun(context, body)
+      const at = clock.now()
+      if (body.conversation_id !== undefined) {
+        const { state } = await rowOf(context, caller, conversation)
+        if (state.has_system && body.instructions !== undefined) {
+          throw validationFailed([{ pointer: '/instructions', detail: 'the conversation begins with a system message of its own; leave this out' }])
+        }
+      }
+      const { refusal, row } = await executed.execute(conversation, {
+        type: 'StartRun',
+        at,
+        conversation_id: conversation,
+        run_id: runId,
+        tenant: caller.tenant,
+        new_conversation: body.conversation_id === undefined,
+        ...request
+      })
+      if (refusal === 'run_active') throw runActive(activeRuns(row?.state))
+      if (row === null || refusal === 'not_found') throw notFound('conversation')
+      if (refusal === 'duplicate') return await requireRun(store, conversation, runId)
+      return runView(row, runId, { created_at: at, created_seq: 0, request: JSON.parse(request.spec) }, null)
+    }),
+
+    get: (caller, runId) => answering(async () => requireRun(store, await conversationOf(context, caller, runId), runId)),
+
+    list: (caller, { status, conversation_id: only, metadata, cursor, limit }) => answering(async () => {
+      let before = cursor === undefined ? null : fromCursor('runs', cursor)
+      const data: Run[] = []
+      for (let looked = 0; looked < LOOKED_AT;) {
+        const step = only === undefined && status === undefined && metadata === undefined ? limit + 1 : 100
+        const found = await store.listRuns(caller.tenant, before, step)
+        const kept = found.filter((run) => only === undefined || run.conversation_id === only)
+        const runs = await Promise.all(kept.map((run) => readRun(store, run.conversation_id, run.run_id)))
+        for (const run of runs) {
+          if (run === null || (status !== undefined && !status.includes(run.status))) continue
+          if (Object.entries(metadata ?? {}).some(([name, value]) => run.metadata[name] !== value)) continue
+          if (data.length === limit) return { data, next_cursor: toCursor('runs', data.at(-1)?.id ?? '') }
+          data.push(run)
+        }
+        if (found.length < step) return { data, next_cursor: null }
+        before = found.at(-1)?.run_id ?? null
+        looked += found.length
+      }
+      return { data, next_cursor: toCursor('runs', before ?? '') }
+    }),
+
+    cancel: (caller, runId, { wait }) => answering(async () => {
+      const conversation = await conversationOf(context, caller, runId)
+      const stopped = new Set<string>()
+      let awaited: string[] | null = null
+      await listening(conversation, STOP_WAIT_MS, (signal) => {
+        if (signal.kind === 'stopped') stopped.add(signal.worker)
+        return awaited?.every((worker) => stopped.has(worker)) ? true : null
+      }, async () => {
+        const { refusal, effects } = await executed.execute(conversation, { type: 'CancelRun', at: clock.now(), run_id: runId, reason: 'cancelled' })
+        if (refusal === 'not_found') throw notFound('run')
+        awaited = effects.flatMap((effect) => effect.type === 'abort' ? [effect.worker] : [])
+        return !wait || awaited.every((worker) => stopped.has(worker)) ? true : null
+      })
+      return await requireRun(store, conversation, runId)
+    }),
+
+    wait: (caller, runId, ms) => answering(async () => {
+      const conversation = await conversationOf(context, caller, runId)
+      const look = async () => {
+        const run = await requireRun(store, conversation, runId)
+        return ended(run) ? run : null
+      }
+      const run = await listening(conversation, ms, (signal) => {
+        const over = signal.kind === 'gap' || (signal.kind === 'events' && signal.events.some((event) => event.run_id === runId && TERMINAL.has(event.type)))
+        return over ? look() : null
+      }, look)
+      return run ?? await requireRun(store, conversation, runId)
+    }),
+
+    calls: (caller, runId, query) => answering(async () => {
+      const conversation = await conversationOf(context, caller, runId)
+      return await listCalls(store, conversation, runId, query)
+    }),
+
+    call: (caller, runId, callId) => answering(async () => {
+      const conversation = await conversationOf(context, caller, runId)
+      return await readCall(store, conversation, runId, callId)
+    })
+  }
+}
+
+function activeRuns (state: { run: { id: string } | null, queue: { id: string }[] } | undefined): string[] {
+  return state === undefined ? [] : [...state.run === null ? [] : [state.run.id], ...state.queue.map((run) => run.id)]
+}

@@ -1,0 +1,85 @@
+import type { Message } from '../core/message.js'
+import type { Conversation, CreateConversation } from '../schemas/conversation.js'
+import type { Call, CreateRun, Run } from '../schemas/run.js'
+import type { ToolListing } from '../engine/tools/tool.js'
+
+/** Who asks. Another tenant's things do not exist for it. */
+export interface Caller {
+  tenant: string
+  /** ULID of this request, or of the first one with the same `Idempotency-Key`: what it creates is named after it, so a repeat creates nothing new. */
+  operation: string
+}
+
+export interface Page<T> { data: T[], next_cursor: string | null }
+
+/** An event as it is stored: `json` is the exact bytes every reader gets. */
+export interface StoredEvent { seq: number, type: string, run_id: string | null, json: string }
+
+/** What a live reader is handed, in order. `delta` is already JSON. `end`: the stream is over, say goodbye. */
+export type LiveItem =
+  | { kind: 'event', event: StoredEvent }
+  | { kind: 'delta', json: string }
+  /** The cursor cannot be honoured (ahead of the log, or trimmed): start again from `snapshot`, JSON. */
+  | { kind: 'reset', json: string }
+
+export interface LiveOptions {
+  /** Deliver what has a greater `seq`. */
+  after: number
+  /** Only this run's events and deltas; the stream then ends after the run's terminal event. */
+  run_id?: string
+  signal: AbortSignal
+}
+
+/**
+ * Everything the routes can ask for. Errors are `ProblemError`s (src/errors.ts), thrown before anything has changed.
+ * Unknown ids, and other tenants' ids, give `not_found`.
+ */
+export interface Services {
+  runs: {
+    create: (caller: Caller, body: CreateRun) => Promise<Run>
+    get: (caller: Caller, runId: string) => Promise<Run>
+    list: (caller: Caller, query: { status?: string[], conversation_id?: string, metadata?: Record<string, string>, cursor?: string, limit: number }) => Promise<Page<Run>>
+    /** Idempotent: an ended run is answered as it is. With `wait` resolves once nothing of it runs any more. */
+    cancel: (caller: Caller, runId: string, options: { wait: boolean }) => Promise<Run>
+    /** Resolves with the ended run, or after `ms` with the run as it is then. */
+    wait: (caller: Caller, runId: string, ms: number) => Promise<Run>
+    calls: (caller: Caller, runId: string, query: { cursor?: string, limit: number }) => Promise<Page<Call>>
+    call: (caller: Caller, runId: string, callId: string) => Promise<Call>
+  }
+  conversations: {
+    create: (caller: Caller, body: CreateConversation) => Promise<Conversation>
+    get: (caller: Caller, id: string) => Promise<Conversation>
+    /** The versioned row as it is, for operators; field names are not part of the contract. */
+    state: (caller: Caller, id: string) => Promise<{ version: number, state: Record<string, unknown> }>
+    messages: (caller: Caller, id: string, query: { cursor?: string, limit: number }) => Promise<Page<Message>>
+    /** Deletes it with all its data; a run in progress is stopped first. */
+    remove: (caller: Caller, id: string) => Promise<void>
+  }
+  events: {
+    /** A page of stored events with `seq` > `after`, of one run when `run_id` is given. */
+    page: (caller: Caller, where: { conversation_id?: string, run_id?: string }, after: number, limit: number) => Promise<{ data: StoredEvent[], last_seq: number }>
+    /** Live from `after` on: first what is stored, then what comes, gapless and in order; reads from the log as fast as the consumer takes. */
+    live: (caller: Caller, where: { conversation_id?: string, run_id?: string }, options: { after: number, signal: AbortSignal }) => AsyncIterable<LiveItem>
+  }
+  tools: () => ToolListing[]
+  models: () => Promise<{ id: string, default: boolean }[]>
+  idempotency: {
+    /**
+     * Reserves a key for `operation`. `fresh`: go on, then `finish`. `replay`: answer with what is stored. `busy`: the first request is
+     * still under way. `mismatch`: the key was used with another body. `operation` in `fresh` is the reserved one (the first request's, if that one died).
+     */
+    begin: (tenant: string, key: string, fingerprint: string, operation: string) => Promise<
+      | { status: 'fresh', operation: string }
+      | { status: 'replay', code: number, headers: Record<string, string>, body: string }
+      | { status: 'busy' } | { status: 'mismatch' }>
+    finish: (tenant: string, key: string, answer: { code: number, headers: Record<string, string>, body: string }) => Promise<void>
+    /** Forgets the key: the request failed in a way that changed nothing and may be tried again. */
+    abandon: (tenant: string, key: string) => Promise<void>
+  }
+  health: {
+    /** Whether this process can work now: Redis answers, and (a worker) its queue moves. */
+    ready: () => Promise<{ ready: boolean, checks: Record<string, string> }>
+  }
+  /** Prometheus text. */
+  metrics: () => Promise<{ contentType: string, body: string }>
+}

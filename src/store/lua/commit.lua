@@ -1,0 +1,105 @@
+--[[
+  Stores one commit of a conversation, unless someone committed since its state was read. All checks come before the first
+  write: an error in a script does not undo what it wrote.
+
+  KEYS[1] row        hash: born, version, state, fence, seq, tokens
+  KEYS[2] messages   list, the ledger, append-only
+  KEYS[3] events     stream, entry ids are "<seq>-0"
+  KEYS[4] docs       hash, texts beside the row
+  KEYS[5] partial    string, text of the running turn; it goes with the fence it was written under
+  KEYS[6] due        sorted set of the partition, conversation by time
+  KEYS[7] runs       sorted set of tenant and partition, "<run id>:<conversation>"
+
+  ARGV[1]  born of the expected row, "" when there must be none
+  ARGV[2]  version of the expected row
+  ARGV[3]  token of this commit
+  ARGV[4]  state as JSON, opaque here
+  ARGV[5]  fence whose deltas are welcome, "0" for none
+  ARGV[6]  due time, "" for none
+  ARGV[7]  conversation id
+  ARGV[8]  channel for its readers
+  ARGV[9]  how many of each follow, in this order: texts to put (name, value), messages (number of pieces, then each piece: "=" and
+           the literal, or "@" and the name of a text), texts to drop, runs for the index, events (seq, type, run id, JSON);
+           five numbers separated by spaces
+
+  Returns { 1, version }                  committed now
+          { 2, version }                  committed before: this token is known, its reply was lost
+          { 0, born, version, state }     someone else was first; decide again on this
+          { 0 }                           there is no such row
+]]
+local row = redis.call('HMGET', KEYS[1], 'born', 'version', 'tokens', 'state', 'fence')
+local born, version, tokens = row[1] or '', row[2] or '0', row[3] or ''
+
+if tokens ~= '' and string.find(tokens, ARGV[3], 1, true) then
+  return { 2, tonumber(ARGV[2]) + 1 }
+end
+if born ~= ARGV[1] or (born ~= '' and version ~= ARGV[2]) then
+  if born == '' then return { 0 } end
+  return { 0, born, version, row[4] }
+end
+
+local cursor = 10
+local function take ()
+  local value = ARGV[cursor]
+  cursor = cursor + 1
+  return value
+end
+
+local counts = {}
+for count in string.gmatch(ARGV[9], '%d+') do counts[#counts + 1] = tonumber(count) end
+
+for _ = 1, counts[1] do
+  local name = take()
+  redis.call('HSET', KEYS[4], name, take())
+end
+
+for _ = 1, counts[2] do
+  local pieces = {}
+  for i = 1, tonumber(take()) do
+    local piece = take()
+    local rest = string.sub(piece, 2)
+    if string.byte(piece) == 64 then
+      pieces[i] = redis.call('HGET', KEYS[4], rest) or 'null'
+    else
+      pieces[i] = rest
+    end
+  end
+  redis.call('RPUSH', KEYS[2], table.concat(pieces))
+end
+
+for _ = 1, counts[3] do
+  redis.call('HDEL', KEYS[4], take())
+end
+
+for _ = 1, counts[4] do
+  redis.call('ZADD', KEYS[7], 0, take() .. ':' .. ARGV[7])
+end
+
+local seq
+local published = {}
+for _ = 1, counts[5] do
+  seq = take()
+  local kind, run, json = take(), take(), take()
+  redis.call('XADD', KEYS[3], seq .. '-0', 't', kind, 'r', run, 'd', json)
+  published[#published + 1] = seq .. '\t' .. kind .. '\t' .. run .. '\t' .. json
+end
+
+if born == '' then
+  born = ARGV[3]
+  redis.call('HSET', KEYS[1], 'born', born)
+end
+version = string.format('%d', tonumber(version) + 1)
+-- The last eight tokens: more commits than one process has under way for one conversation when a reply is lost.
+tokens = string.sub(ARGV[3] .. ' ' .. tokens, 1, 8 * (#ARGV[3] + 1))
+redis.call('HSET', KEYS[1], 'version', version, 'state', ARGV[4], 'fence', ARGV[5], 'tokens', tokens)
+if seq then redis.call('HSET', KEYS[1], 'seq', seq) end
+if row[5] and row[5] ~= ARGV[5] then redis.call('DEL', KEYS[5]) end
+
+if ARGV[6] == '' then
+  redis.call('ZREM', KEYS[6], ARGV[7])
+else
+  redis.call('ZADD', KEYS[6], ARGV[6], ARGV[7])
+end
+
+if seq then redis.call('PUBLISH', ARGV[8], 'e' .. table.concat(published, '\n')) end
+return { 1, tonumber(version) }

@@ -1,0 +1,54 @@
+import type { Piece } from '../core/draft.js'
+import type { State } from '../core/state.js'
+import type { Commit, StoredEvent } from './store.js'
+
+/** A commit as strings, ready to be stored. */
+export interface Plan {
+  state: string
+  events: StoredEvent[]
+  puts: [name: string, value: string][]
+  messages: Piece[][]
+  drops: string[]
+  /** Whose deltas are welcome; 0: nobody's. */
+  fence: number
+}
+
+/** Turns a commit into strings. A text that comes and goes within the commit is joined here and never stored. */
+export function planCommit (commit: Commit): Plan {
+  const puts = new Map<string, string>()
+  const drops = new Set<string>()
+  for (const { name, value } of commit.docs) {
+    if (value === null) drops.add(name)
+    else puts.set(name, value)
+  }
+  const messages = commit.messages.map((pieces) => compact(pieces.map((piece) => {
+    return typeof piece === 'string' ? piece : puts.get(piece.doc) ?? piece
+  })))
+  for (const name of drops) {
+    if (puts.delete(name)) drops.delete(name)
+  }
+  return {
+    state: JSON.stringify(commit.state),
+    events: commit.events.map((event) => ({ seq: event.seq, type: event.type, run_id: event.run_id ?? null, json: JSON.stringify(event) })),
+    puts: [...puts],
+    messages,
+    drops: [...drops],
+    fence: fenceOf(commit.state)
+  }
+}
+
+export function fenceOf (state: State): number {
+  const phase = state.run?.phase
+  return phase?.type === 'turn' && phase.worker !== null ? phase.fence : 0
+}
+
+/** Joins neighbouring literals. */
+function compact (pieces: Piece[]): Piece[] {
+  const joined: Piece[] = []
+  for (const piece of pieces) {
+    const last = joined.at(-1)
+    if (typeof piece === 'string' && typeof last === 'string') joined[joined.length - 1] = last + piece
+    else joined.push(piece)
+  }
+  return joined
+}

@@ -1,0 +1,110 @@
+import type { Doc, Piece } from '../core/draft.js'
+import type { Event } from '../core/event.js'
+import type { State } from '../core/state.js'
+
+/** A conversation's row. `born` is made at its creation, so that a row which was deleted and made again is another one. */
+export interface Row { born: string, version: number, state: State }
+
+/** One or more transitions of a conversation, to be stored all or not at all. */
+export interface Commit {
+  conversation: string
+  /** The row this was decided on; null: there is none yet. */
+  base: { born: string, version: number } | null
+  /** Made once per commit: a commit that is sent twice because its reply was lost is recognised by it. */
+  token: string
+  state: State
+  messages: Piece[][]
+  events: Event[]
+  docs: Doc[]
+  /** Runs that came into being: they enter the index. */
+  created: string[]
+  /** When the sweep has to look at this conversation; null: never. Milliseconds since 1970. */
+  due: number | null
+}
+
+export type Committed =
+  | { status: 'committed', born: string, version: number }
+  /** Somebody else was first, or the row is gone: nothing was stored, here is what stands now. */
+  | { status: 'conflict', row: Row | null }
+
+/** An event as stored: `json` is the same bytes on every read. */
+export interface StoredEvent { seq: number, type: string, run_id: string | null, json: string }
+
+/** A piece of streamed text, of the turn that `fence` gives the right to write for. */
+export interface Delta {
+  run_id: string
+  turn: number
+  attempt: number
+  lane: string
+  /** Where it belongs in the attempt's text, in UTF-16 units; `byte`: the same in bytes of UTF-8. */
+  offset: number
+  byte: number
+  text: string
+}
+
+/** All text of the running turn so far. */
+export interface Partial { run_id: string, turn: number, attempt: number, lane: string, text: string }
+
+/**
+ * Where conversations live. `commit` is the one way to change one, and the only writer of a row. Every method may reject when the
+ * store is away; a commit's outcome is unknown then, and committing again with the same token settles it.
+ */
+export interface Store {
+  load: (conversation: string) => Promise<Row | null>
+  commit: (commit: Commit) => Promise<Committed>
+  /** Texts beside the row, in the order asked for; null where there is none. */
+  docs: (conversation: string, names: string[]) => Promise<(string | null)[]>
+  /** Messages of the ledger as JSON, from an index on; at most `limit`. */
+  ledger: (conversation: string, from: number, limit?: number) => Promise<string[]>
+  /** Events with `seq` > `after`, in order; at most `limit`. */
+  log: (conversation: string, after: number, limit: number) => Promise<StoredEvent[]>
+  /** Adds text to the running turn and publishes it. False: the fence is old, nothing was written. */
+  append: (conversation: string, fence: number, delta: Delta) => Promise<boolean>
+  partial: (conversation: string) => Promise<Partial | null>
+  /** Deletes a conversation with everything of it. False: there was none. */
+  remove: (conversation: string) => Promise<boolean>
+  /** Takes up to `limit` conversations whose due time has passed, and makes them due again at `until`: one sweep looks at each. */
+  takeDue: (now: number, until: number, limit: number) => Promise<string[]>
+  /** Changes a due time without a commit. Does nothing if the conversation has none. */
+  postpone: (conversation: string, due: number) => Promise<void>
+  /** The conversation of a run, if it is this tenant's. */
+  findRun: (tenant: string, runId: string) => Promise<string | null>
+  /** A tenant's runs from newest to oldest, older than `before`. */
+  listRuns: (tenant: string, before: string | null, limit: number) => Promise<{ run_id: string, conversation_id: string }[]>
+}
+
+/** What a reader of a conversation is told, in the order it happened. Lost when nobody listens: the log has the events. */
+export type Signal =
+  | { kind: 'events', events: StoredEvent[] }
+  | { kind: 'delta', run_id: string, turn: number, json: string }
+  | { kind: 'removed' }
+  /** A worker that was told to stop working for this conversation has stopped. */
+  | { kind: 'stopped', worker: string }
+  /** Something may have been missed (the connection was gone): read the log. */
+  | { kind: 'gap' }
+
+/** Wake-ups between processes. At most once, never needed for correctness. */
+export interface Feed {
+  /** Resolves once signals published from now on will arrive. The result stops them. */
+  subscribe: (conversation: string, listener: (signal: Signal) => void) => Promise<() => void>
+  /** Says that this worker has stopped what it was told to stop. */
+  announce: (conversation: string, worker: string) => Promise<void>
+  /** Messages to a worker process. */
+  tell: (worker: string, note: WorkerNote) => Promise<void>
+  listen: (worker: string, listener: (note: WorkerNote) => void) => Promise<() => void>
+}
+
+export type WorkerNote =
+  /** Stop this work; its result would be refused. */
+  | { type: 'abort', conversation: string, fence: number | null, call_ids: string[], reason: string }
+  /** You hold a claim on this conversation: if you do not know of it, say so by a lapse. */
+  | { type: 'check', conversation: string }
+
+/** Who is alive. A worker's claims hold as long as its sign does. */
+export interface Presence {
+  /** Renews a worker's sign of life for `ttlMs`. */
+  beat: (worker: string, ttlMs: number) => Promise<void>
+  leave: (worker: string) => Promise<void>
+  /** For each of `workers`, how many milliseconds its sign of life still holds; 0: it has none. */
+  left: (workers: string[]) => Promise<number[]>
+}

@@ -1,0 +1,4 @@
+import { runProcess } from './process.js'
+
+/** A worker alone. It listens too, for its health and metrics. */
+await runProcess({ api: false, worker: true })

@@ -1,0 +1,119 @@
+import { spawn, type ChildProcess } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { createServer, type AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Redis } from 'ioredis'
+import type { Test } from 'tap'
+import type { Log } from '../../src/redis/connect.js'
+import { obtainServer, openRedis } from '../../src/redis/embedded.js'
+
+export const silent: Log = { info: () => {}, warn: () => {} }
+
+let dataDir: string | undefined
+
+/**
+ * A Redis to test on, and a key prefix of one's own in it: whatever keys hold the prefix are deleted when `t` ends. The server is the
+ * one `npm test` started for all files, or for a file run by hand one that lives as long as somebody uses it.
+ */
+export async function testRedis (t: Test): Promise<{ url: string, prefix: string }> {
+  const prefix = `t-${randomBytes(6).toString('hex')}`
+  const url = process.env.INTERLOCK_TEST_REDIS ?? await ownServer(t)
+  t.teardown(() => deleteKeys(url, prefix))
+  return { url, prefix }
+}
+
+async function ownServer (t: Test): Promise<string> {
+  if (dataDir === undefined) {
+    const folder = dataDir = mkdtempSync(join(tmpdir(), 'interlock-'))
+    process.once('exit', () => rmSync(folder, { recursive: true, force: true }))
+  }
+  const { url, stop } = await openRedis({ redis: { dataDir, keyPrefix: 'il', partitions: 16, profile: 'fast' } }, silent)
+  t.teardown(stop)
+  return url
+}
+
+async function deleteKeys (url: string, prefix: string): Promise<void> {
+  const redis = new Redis(url)
+  for await (const keys of redis.scanStream({ match: `*${prefix}*`, count: 1000 }) as AsyncIterable<string[]>) {
+    if (keys.length > 0) await redis.unlink(keys)
+  }
+  await redis.quit()
+}
+
+/** A redis-server of one test's own, to be stopped, killed and started again. */
+export interface PrivateRedis {
+  url: string
+  pid: () => number
+  /** Freezes it (SIGSTOP): connections stay, nothing is answered. */
+  pause: () => void
+  resume: () => void
+  /** Ends it at once (SIGKILL), paused or not; resolves when it is gone. */
+  kill: () => Promise<void>
+  /** Starts it again with the data it had; resolves when it accepts commands. */
+  start: () => Promise<void>
+}
+
+/**
+ * Starts a private redis-server with an append-only file, on a unix socket or, with `tcp` or `cluster`, on a port. Ended with `t`.
+ *
+ * @param options `cluster`: a cluster of this one node, which enforces hash tags like a large one. `args`: more of its settings.
+ */
+export async function privateRedis (t: Test, options: { tcp?: boolean, cluster?: boolean, args?: string[] } = {}): Promise<PrivateRedis> {
+  const { bin } = await obtainServer(undefined, silent)
+  const dir = mkdtempSync(join(tmpdir(), 'interlock-'))
+  const socket = join(dir, 'redis.sock')
+  const port = options.tcp || options.cluster ? await freePort() : 0
+  const args = ['--bind', '127.0.0.1', '--port', String(port), '--unixsocket', socket, '--dir', dir, '--appendonly', 'yes', '--save', '', ...options.args ?? []]
+  if (options.cluster) args.push('--cluster-enabled', 'yes', '--cluster-announce-ip', '127.0.0.1', '--cluster-port', String(await freePort()))
+  let child: ChildProcess | undefined
+
+  async function start (): Promise<void> {
+    child = spawn(bin, args, { stdio: 'ignore' })
+    await usable(socket, options.cluster ?? false)
+  }
+  async function kill (): Promise<void> {
+    if (child === undefined) return
+    const gone = once(child, 'exit')
+    child.kill('SIGKILL')
+    child = undefined
+    await gone
+  }
+  t.teardown(async () => {
+    await kill()
+    rmSync(dir, { recursive: true, force: true })
+  })
+  await start()
+  return {
+    url: options.cluster ? `redis+cluster://127.0.0.1:${port}` : port > 0 ? `redis://127.0.0.1:${port}` : socket,
+    pid: () => child!.pid!,
+    pause: () => { child!.kill('SIGSTOP') },
+    resume: () => { child!.kill('SIGCONT') },
+    kill,
+    start
+  }
+}
+
+async function usable (socket: string, cluster: boolean): Promise<void> {
+  const redis = new Redis({ path: socket, retryStrategy: () => 10, maxRetriesPerRequest: null })
+  redis.on('error', () => {}) // not up yet
+  await redis.ping()
+  if (cluster) {
+    await redis.call('CLUSTER', 'ADDSLOTSRANGE', '0', '16383').catch(() => {}) // has them already after a restart
+    while (!String(await redis.call('CLUSTER', 'INFO')).includes('cluster_state:ok')) await sleep(20)
+  }
+  await redis.quit()
+}
+
+/** A port nobody listens on now. */
+async function freePort (): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}
