@@ -41,7 +41,7 @@ export default (async (app) => {
   }, async ({ caller, params, headers, query }, reply) => {
     const where = { run_id: params.run_id }
     const from = headers['last-event-id'] ?? query.after ?? 0
-    if (wantsPage(headers.accept, query.limit)) return eventPage(caller, where, from, query.limit, reply)
+    if (wantsPage(headers.accept, query.limit)) return eventPage(caller, where, from, reply, query.limit)
     const run = await runs.get(caller, params.run_id)
     if (run.ended_at !== null) {
       const { data } = await events.page(caller, where, from, 1)
@@ -62,12 +62,12 @@ export default (async (app) => {
   }, async ({ caller, params, headers, query }, reply) => {
     const where = { conversation_id: params.conversation_id }
     const from = headers['last-event-id'] ?? query.after ?? 0
-    if (wantsPage(headers.accept, query.limit)) return eventPage(caller, where, from, query.limit, reply)
+    if (wantsPage(headers.accept, query.limit)) return eventPage(caller, where, from, reply, query.limit)
     await conversations.get(caller, params.conversation_id)
     return reply.stream(200, (signal) => events.live(caller, where, { after: from, signal }))
   })
 
-  async function eventPage (caller: Caller, where: Where, from: number, limit = DEFAULT_LIMIT, reply: FastifyReply): Promise<FastifyReply> {
+  async function eventPage (caller: Caller, where: Where, from: number, reply: FastifyReply, limit = DEFAULT_LIMIT): Promise<FastifyReply> {
     const { data, last_seq: newest } = await events.page(caller, where, from, limit)
     // Behind a run its conversation may have gone on, and a cursor of that is a good one.
     if (from > newest && 'conversation_id' in where) throw validationFailed([{ in: 'query', pointer: '/after', detail: `is ahead of the newest event, ${newest}: what it counted is lost` }])

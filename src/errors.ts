@@ -16,6 +16,7 @@ const table = {
   run_active: [409, 'A run is active on the conversation', true],
   run_ended: [409, 'The run has ended', false],
   suspension_resolved: [409, 'The suspension is resolved', false],
+  message_delivered: [409, 'The message does not wait any more', false],
   call_settled: [409, 'The call is settled', false],
   conversation_exists: [409, 'The conversation exists already', false],
   idempotency_in_progress: [409, 'The first request with this key is under way', true],
@@ -56,6 +57,7 @@ export interface ProblemFacts {
   run_id?: string
   conversation_id?: string
   suspension_id?: string
+  message_id?: string
   /** The oldest `seq` that is still kept. */
   first_seq?: number
   /** The cycle's items in order, and the dependency whose removal breaks it. */
@@ -114,12 +116,13 @@ export const badRequest = (detail: string) => new ProblemError('bad_request', de
 export const unauthorized = (detail = 'Send an API key of this server as "Authorization: Bearer <key>".') => new ProblemError('unauthorized', detail)
 export const forbidden = (detail: string) => new ProblemError('forbidden', detail)
 /** Also for what belongs to another tenant: same words, so that nobody learns that it exists. */
-export const notFound = (what: 'run' | 'conversation' | 'call' | 'address') => new ProblemError('not_found', `There is no such ${what}.`)
+export const notFound = (what: 'run' | 'conversation' | 'call' | 'message' | 'address') => new ProblemError('not_found', `There is no such ${what}.`)
 export const methodNotAllowed = (allow: string[]) => new ProblemError('method_not_allowed', `This address takes ${allow.join(', ')}.`, { allow })
 export const notAcceptable = (offers: string[]) => new ProblemError('not_acceptable', `Accept one of ${offers.join(', ')}.`)
 export const requestTimeout = () => new ProblemError('request_timeout', 'The request took too long to arrive. Send it again on a new connection.')
 export const runActive = (runIds: string[]) => new ProblemError('run_active', 'Wait until the runs named here have ended, cancel them, or let this one wait with on_active_run "queue".', { run_ids: runIds })
 export const runEnded = (runId: string, conversationId: string) => new ProblemError('run_ended', 'Post a new run to its conversation instead.', { run_id: runId, conversation_id: conversationId })
+export const messageDelivered = (messageId: string) => new ProblemError('message_delivered', 'It has been delivered, superseded or withdrawn; its events say which.', { message_id: messageId })
 export const suspensionResolved = (suspensionId: string) => new ProblemError('suspension_resolved', 'It was decided, has expired or was superseded; its events say which.', { suspension_id: suspensionId })
 export const callSettled = (callIds: string[]) => new ProblemError('call_settled', 'The calls named here already have their result; what came now is kept as an orphan.', { call_ids: callIds })
 export const conversationExists = (conversationId: string) => new ProblemError('conversation_exists', 'Choose another id, or post a run to this conversation.', { conversation_id: conversationId })

@@ -17,6 +17,7 @@ import { createConversationService } from './services/conversations.js'
 import type { Context } from './services/context.js'
 import { createEventService } from './services/events.js'
 import { createIdempotencyService } from './services/idempotency.js'
+import { createMessageService } from './services/messages.js'
 import { createMetrics } from './services/metrics.js'
 import { createRunService } from './services/runs.js'
 import type { Services } from './services/services.js'
@@ -98,6 +99,7 @@ export async function openInstance (config: Config, roles: Roles, log: Log): Pro
 
   const services: Services = {
     runs: createRunService(context),
+    messages: createMessageService(context),
     conversations: createConversationService(context),
     events: createEventService(context),
     idempotency: createIdempotencyService(command, keys, clock),

@@ -6,7 +6,8 @@ import type { CallError, Limits, RunError, ToolPolicy } from './run.js'
  * same commit.
  */
 export type Command =
-  | CreateConversation | StartRun | Advance | RetryTurn | CompleteTurn | FailTurn | CompleteCall | ProgressCall | CancelRun | Lapse | ReportRecovery
+  | CreateConversation | StartRun | Advance | RetryTurn | CompleteTurn | FailTurn | CompleteCall | ProgressCall | CancelRun | Lapse | Recover
+  | PostMessage | EditMessage | WithdrawMessage
 
 interface Timed {
   /** Milliseconds since 1970. */
@@ -59,7 +60,7 @@ export interface StartRun extends Timed {
   limits: Limits
   policy: ToolPolicy
   metadata: Record<string, string>
-  on_active_run: 'queue' | 'reject'
+  on_active_run: 'queue' | 'interrupt' | 'rollback' | 'reject'
   messages: NewMessage[]
   /** What `run.created` says of the input. */
   input: unknown
@@ -149,9 +150,43 @@ export interface Lapse extends Timed {
   calls: { call_id: string, attempt: number, arguments: Record<string, unknown> }[]
 }
 
-/** The transcript had to be repaired before it could be sent. */
-export interface ReportRecovery extends Timed {
-  type: 'ReportRecovery'
+/** Row and ledger were found to disagree before an LLM call, or the transcript had to be repaired. */
+export interface Recover extends Timed {
+  type: 'Recover'
   fence: number
   detail: string
+  /** Messages that are in the ledger. */
+  messages: number
+  /** Messages that wait although the ledger has them. */
+  delivered: string[]
+}
+
+export type MessageMode = 'auto' | 'interrupt' | 'steer' | 'queue'
+
+/** A message while a run is active (API.md "Messages while a run is active"). */
+export interface PostMessage extends Timed {
+  type: 'PostMessage'
+  run_id: string
+  message_id: string
+  content: unknown
+  mode: MessageMode
+  /** What an interrupt does with messages that wait already. */
+  queued: 'deliver' | 'supersede'
+  /** What an interrupt does with the settled calls of the open batch. */
+  completed_calls: 'keep' | 'discard'
+  due_at: number | null
+}
+
+/** Other content for a message that still waits. */
+export interface EditMessage extends Timed {
+  type: 'EditMessage'
+  run_id: string
+  message_id: string
+  content: unknown
+}
+
+export interface WithdrawMessage extends Timed {
+  type: 'WithdrawMessage'
+  run_id: string
+  message_id: string
 }

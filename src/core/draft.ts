@@ -26,6 +26,8 @@ export interface Draft {
   effects: Effect[]
   /** Runs that came into being: they enter the index. */
   created: string[]
+  /** Cut the ledger back to this length before the messages are appended; null: leave it. */
+  rewind: number | null
 }
 
 export interface EventFields {
@@ -70,6 +72,21 @@ export function drop (draft: Draft, name: string): void {
   draft.docs.push({ name, value: null })
 }
 
+/** Appends a user message whose content waits beside the row. */
+export function appendWaiting (draft: Draft, messageId: string, turn: number, runId: string | null): void {
+  const name = docNames.input(messageId)
+  const head = JSON.stringify({ id: messageId, role: 'user', turn, run_id: runId, created_at: iso(draft.now) })
+  append(draft, [head.slice(0, -1) + ',"content":', { doc: name }, '}'])
+  drop(draft, name)
+}
+
+/** Ids of outside commands that are remembered. More than can be under way at once for one conversation. */
+const SEEN = 32
+
+export function remember (state: State, id: string): void {
+  state.seen = [...state.seen.slice(1 - SEEN), id]
+}
+
 /** The JSON of a message whose content is at hand. */
 export function messageJson (draft: Draft, message: NewMessage, turn: number | null, runId: string | null): string {
   const { id, role, content, ...rest } = message
@@ -82,8 +99,10 @@ export const docNames = {
   run: (runId: string) => `run/${runId}`,
   /** How it ended: a `RunEnd`. */
   end: (runId: string) => `end/${runId}`,
-  /** Content of an input message of a run that waits. */
-  input: (runId: string, index: number) => `input/${runId}/${index}`,
+  /** Content of a message that waits to enter the ledger. */
+  input: (messageId: string) => `input/${messageId}`,
+  /** What the sender of a message was told: a `Receipt`. */
+  receipt: (messageId: string) => `receipt/${messageId}`,
   /** `{run_id, batch_id, calls: [ids]}` of a turn that asked for tools. */
   batch: (turn: number) => `batch/${turn}`,
   /** The assistant message of an open batch, up to where its tool calls go. */

@@ -4,6 +4,7 @@ export type EventType =
   | 'turn.started' | 'turn.retrying' | 'turn.completed' | 'turn.cancelled'
   | 'batch.started' | 'batch.completed'
   | 'tool.started' | 'tool.progress' | 'tool.completed' | 'tool.failed' | 'tool.cancelled'
+  | 'message.accepted' | 'message.delivered' | 'message.superseded' | 'message.withdrawn'
   | 'conversation.recovered'
 
 /** A fact clients can see. Stored as the JSON of this object, and never changed after. */

@@ -9,13 +9,15 @@ export const Limits = Type.Object({
   tool_timeout_ms: Type.Integer({ minimum: 1, maximum: 86_400_000, default: 30_000, description: 'Milliseconds a call may take, unless its tool says otherwise.' }),
   run_timeout_ms: Type.Integer({ minimum: 1, maximum: 2_592_000_000, default: 3_600_000, description: 'Milliseconds from the start of the first turn until the run ends as `incomplete`, `stop_reason: run_timeout`.' }),
   max_total_tokens: Type.Union([Type.Integer({ minimum: 1 }), Type.Null()], { default: null, description: 'No further turn starts once this many tokens are used.' }),
-  max_result_chars: Type.Integer({ minimum: 100, maximum: 10_000_000, default: 60_000, description: 'Characters of a tool output that the model and the events are given; `GET /runs/:id/calls/:call_id` has all of it.' })
+  max_result_chars: Type.Integer({ minimum: 100, maximum: 10_000_000, default: 60_000, description: 'Characters of a tool output that the model and the events are given; `GET /runs/:id/calls/:call_id` has all of it.' }),
+  max_queued_messages: Type.Integer({ minimum: 1, maximum: 10_000, default: 100, description: 'Messages of this run that wait for delivery; one more is refused with 429 `queue_full`.' })
 }, { ...closed, title: 'Limits' })
 export type Limits = Static<typeof Limits>
 
 export const ToolPolicy = Type.Object({
   on_error: Type.Enum(['continue', 'fail_run'], { default: 'continue', description: '`continue`: a failed call goes to the model as its result. `fail_run`: once its batch has settled the run fails.' }),
   message_order: Type.Enum(['request', 'completion'], { default: 'request', description: 'Order of a batch\'s results in the ledger.' }),
+  cancelled_calls: Type.Enum(['remove', 'tombstone_started', 'tombstone'], { default: 'remove', description: 'What an interrupt leaves of unsettled calls in the ledger. `remove`: nothing. `tombstone_started`: calls with `effects: write` that had started keep their place, with a result that says they were cancelled. `tombstone`: all do.' }),
   final_answer_tool: Type.Union([Type.Literal('final_answer'), Type.Null()], { default: null, description: 'Offers the builtin `final_answer`; its first successful call in request order ends the run with that answer once its batch has settled.' }),
   parallel: Type.Boolean({ default: true, description: '`false` runs the calls of a batch one at a time in request order.' })
 }, { ...closed, title: 'ToolPolicy' })

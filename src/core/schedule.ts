@@ -44,11 +44,12 @@ function generationOf (waitedMs: number, leaseMs: number): string {
  * going on.
  * - claimed work: when its worker's life sign, if it died this moment, has run out
  * - work nobody has claimed: soon, and then ever more rarely, in case its job was lost
- * - a retry, a scheduled run, the run's own timeout: at their time
+ * - a retry, a scheduled run, a delayed message, the run's own timeout: at their time
  */
 export function dueAt (state: State, now: number, { leaseMs, sweepMs }: { leaseMs: number, sweepMs: number }): number | null {
   const times: number[] = []
   for (const run of state.queue) if (run.due_at !== null) times.push(run.due_at)
+  for (const message of state.waiting) if (message.due_at !== null) times.push(message.due_at)
   const { run } = state
   if (run !== null) {
     if (run.started_at !== null) times.push(run.started_at + run.limits.run_timeout_ms)

@@ -1,7 +1,7 @@
-import { append, drop, docNames, emit, iso, put, recordEnd, type Draft, type Piece } from './draft.js'
+import { append, appendWaiting, docNames, drop, emit, iso, put, recordEnd, type Draft, type Piece } from './draft.js'
 import type { CallError, CallStatus, EndStatus, RunError, StopReason, Usage } from './run.js'
 import { room } from './schedule.js'
-import { isOpen, type ActiveRun, type BatchPhase, type CallState, type QueuedRun, type TurnPhase } from './state.js'
+import { isOpen, type ActiveRun, type BatchPhase, type CallState, type QueuedRun, type TurnPhase, type WaitingMessage } from './state.js'
 
 /**
  * Draws the consequences of what was recorded, rule by rule, until none has anything left to do. Order of arrival stops mattering
@@ -17,6 +17,14 @@ export function settle (draft: Draft): boolean {
 type Rule = (draft: Draft) => boolean
 
 const RULES: Rule[] = [
+  /** Messages whose run is over enter the ledger as soon as no turn is in the way, for the next run to see. */
+  function releaseLeftMessages (draft) {
+    const { state } = draft
+    const left = state.run === null ? state.waiting.filter((message) => message.run_id === null && message.due_at === null) : []
+    deliver(draft, null, left)
+    return left.length > 0
+  },
+
   /** The first waiting run whose time has come becomes the active one; its input enters the ledger. */
   function activateRun (draft) {
     const { state, now } = draft
@@ -26,14 +34,26 @@ const RULES: Rule[] = [
     state.queue = state.queue.filter((run) => run !== next)
     const { inputs, ...facts } = next
     const turn = state.turn + 1
-    inputs.forEach((id, index) => {
-      const name = docNames.input(next.id, index)
-      const head = JSON.stringify({ id, role: 'user', turn, run_id: next.id, created_at: iso(now) })
-      append(draft, [head.slice(0, -1) + ',"content":', { doc: name }, '}'])
-      drop(draft, name)
-    })
+    const start = state.messages
+    for (const id of inputs) appendWaiting(draft, id, turn, next.id)
     const usage: Usage = { input_tokens: 0, output_tokens: 0, total_tokens: 0, llm_calls: 0, tool_calls: 0 }
-    state.run = { ...facts, status: 'queued', started_at: null, usage, turns: 0, phase: dueTurn(turn, now, [next.cause]), final: null }
+    state.run = {
+      ...facts, status: 'queued', started_at: null, ledger_start: start, usage, turns: 0, answers: 0, phase: dueTurn(turn, now, [next.cause]), final: null
+    }
+    return true
+  },
+
+  /** A delayed message whose time has come is one to steer the active run with, if there is one. */
+  function releaseDelayedMessages (draft) {
+    const { state, now } = draft
+    const due = state.waiting.filter((message) => message.due_at !== null && message.due_at <= now).sort((a, b) => (a.due_at as number) - (b.due_at as number))
+    if (due.length === 0) return false
+    state.waiting = [...state.waiting.filter((message) => !due.includes(message)), ...due]
+    for (const message of due) {
+      message.due_at = null
+      message.mode = 'steer'
+      message.run_id = state.run?.id ?? null
+    }
     return true
   },
 
@@ -92,9 +112,7 @@ const RULES: Rule[] = [
     })
     const failures = phase.calls.filter((call) => call.status === 'failed').sort((a, b) => a.settled - b.settled)
     const [first] = failures
-    if (run.final !== null) {
-      endRun(draft, run, 'completed', [closed], { output: run.final.output })
-    } else if (first !== undefined && run.policy.on_error === 'fail_run') {
+    if (run.final === null && first !== undefined && run.policy.on_error === 'fail_run') {
       endRun(draft, run, 'failed', [closed], {
         error: {
           code: 'tool_failed',
@@ -103,12 +121,8 @@ const RULES: Rule[] = [
           failures: failures.map((call) => ({ call_id: call.id, name: call.name, code: call.error?.code ?? '', message: call.error?.message ?? '' }))
         }
       })
-    } else if (run.turns >= run.limits.max_turns) {
-      endRun(draft, run, 'incomplete', [closed], { stop_reason: 'max_turns' })
-    } else if (run.limits.max_total_tokens !== null && run.usage.total_tokens >= run.limits.max_total_tokens) {
-      endRun(draft, run, 'incomplete', [closed], { stop_reason: 'max_total_tokens' })
     } else {
-      run.phase = dueTurn(phase.turn + 1, draft.now, [closed])
+      concludeTurn(draft, run, [closed], run.final)
     }
     return true
   },
@@ -131,9 +145,11 @@ const RULES: Rule[] = [
     phase.fence = ++state.fence
     phase.ready_at = now
     if (phase.attempt === 1) {
+      const messages = state.waiting.filter((message) => message.run_id === run.id && message.mode === 'steer' && message.due_at === null)
+      const delivered = deliver(draft, run, messages)
       state.turn = phase.turn
       run.turns++
-      phase.caused_by = [emit(draft, run, 'turn.started', { turn: phase.turn, caused_by: phase.caused_by }, {
+      phase.caused_by = [emit(draft, run, 'turn.started', { turn: phase.turn, caused_by: [...phase.caused_by, ...delivered] }, {
         attempt: phase.attempt, model: run.models[phase.model], message_count: state.messages
       })]
     }
@@ -149,6 +165,95 @@ function openBatch ({ state }: Draft): BatchPhase | null {
 
 function dueTurn (turn: number, now: number, causedBy: number[]): TurnPhase {
   return { type: 'turn', turn, attempt: 0, tries: 0, model: 0, losses: 0, worker: null, fence: 0, ready_at: now, caused_by: causedBy }
+}
+
+/** What follows a turn that is over: its answer ends the run, unless a message waits for one; else the next turn is due, if the limits allow it. */
+export function concludeTurn (draft: Draft, run: ActiveRun, causedBy: number[], answer: { output: unknown } | null): void {
+  const { state } = draft
+  const waiting = state.waiting.filter((message) => message.run_id === run.id && message.due_at === null)
+  if (answer !== null && waiting.length === 0) {
+    endRun(draft, run, 'completed', causedBy, { output: answer.output })
+  } else if (run.answers >= run.limits.max_turns) {
+    endRun(draft, run, 'incomplete', causedBy, { stop_reason: 'max_turns' })
+  } else if (run.limits.max_total_tokens !== null && run.usage.total_tokens >= run.limits.max_total_tokens) {
+    endRun(draft, run, 'incomplete', causedBy, { stop_reason: 'max_total_tokens' })
+  } else {
+    if (answer !== null) for (const message of waiting) message.mode = 'steer'
+    run.final = null
+    run.phase = dueTurn(state.turn + 1, draft.now, causedBy)
+  }
+}
+
+/** Moves messages into the ledger, in the order given. Returns their events' `seq`s. */
+export function deliver (draft: Draft, run: ActiveRun | null, messages: WaitingMessage[]): number[] {
+  const { state } = draft
+  if (messages.length === 0) return []
+  const turn = run?.phase.type === 'turn' && run.phase.attempt > 0 ? run.phase.turn : null
+  state.waiting = state.waiting.filter((message) => !messages.includes(message))
+  return messages.map((message) => {
+    appendWaiting(draft, message.id, turn ?? state.turn, message.run_id)
+    return emit(draft, run, 'message.delivered', { ...(turn !== null && { turn }), caused_by: [message.cause] }, { message_id: message.id })
+  })
+}
+
+/** Messages that shall not reach the model any more. They stay readable in the log. */
+export function supersede (draft: Draft, run: ActiveRun | null, messages: WaitingMessage[], causedBy: number[]): void {
+  const { state } = draft
+  state.waiting = state.waiting.filter((message) => !messages.includes(message))
+  for (const message of messages) {
+    drop(draft, docNames.input(message.id))
+    emit(draft, run, 'message.superseded', { caused_by: [message.cause, ...causedBy] }, { message_id: message.id })
+  }
+}
+
+/** Stops what the run is doing and makes a new turn due. Returns the calls that were cancelled. */
+export function interrupt (draft: Draft, run: ActiveRun, keepCompleted: boolean, causedBy: number): string[] {
+  const { phase } = run
+  const cancelled: string[] = []
+  let causes = [causedBy]
+  if (phase.type === 'turn') {
+    abortWorker(draft, phase.worker, phase.fence, [], 'interrupted')
+    causes = [emit(draft, run, 'turn.cancelled', { turn: phase.turn, caused_by: [...phase.caused_by, causedBy] }, { reason: 'interrupted' })]
+  } else {
+    cancelled.push(...phase.calls.filter(isOpen).map((call) => call.id))
+    causes.push(...closeEarly(draft, run, phase, 'interrupted', causedBy, keepCompleted))
+  }
+  draft.state.fence++
+  run.final = null
+  run.phase = dueTurn(draft.state.turn + 1, draft.now, causes)
+  return cancelled
+}
+
+/** Cancels the unsettled calls of a batch and moves what stays of it into the ledger. Returns the cancellations' `seq`s. */
+function closeEarly (draft: Draft, run: ActiveRun, phase: BatchPhase, reason: string, causedBy: number | null, keepCompleted: boolean): number[] {
+  const causes: number[] = []
+  for (const call of phase.calls.filter(isOpen)) {
+    abortWorker(draft, call.worker, null, [call.id], reason)
+    if (causedBy !== null) call.cause = causedBy
+    const text = leavesTombstone(run, call) ? TOMBSTONE : null
+    settleCall(draft, run, phase, call, 'cancelled', { reason }, { reason }, text)
+    causes.push(call.cause)
+  }
+  link(draft, run, phase, keepCompleted)
+  return causes
+}
+
+const TOMBSTONE = JSON.stringify({ error: { code: 'cancelled', message: 'this call was cancelled before it gave a result; what it had started may have taken effect' } })
+
+/** Whether a cancelled call keeps its place in the ledger (`tool_policy.cancelled_calls`). */
+function leavesTombstone ({ policy }: ActiveRun, call: CallState): boolean {
+  return policy.cancelled_calls === 'tombstone' || (policy.cancelled_calls === 'tombstone_started' && call.effects === 'write' && call.started_at !== null)
+}
+
+/** Ends a run as if it had never been: the ledger is cut back to where it began. */
+export function rollBack (draft: Draft, run: ActiveRun, causedBy: number): void {
+  const { state } = draft
+  supersede(draft, run, state.waiting.filter((message) => message.run_id === run.id), [causedBy])
+  endRun(draft, run, 'cancelled', [causedBy], { reason: 'rolled_back' })
+  draft.messages = []
+  draft.rewind = run.ledger_start
+  state.messages = run.ledger_start
+  state.rewinds++
 }
 
 /** Puts a turn back: it is due again after `delayMs`, for whoever claims it then. Its old fence is worth nothing from here on. */
@@ -199,15 +304,15 @@ export function settleCall (
  * Moves a batch into the ledger: the assistant message with the calls that have a result, then their results. Calls without one
  * leave no trace; a message none of whose calls has one does not enter at all.
  */
-function link (draft: Draft, run: ActiveRun, phase: BatchPhase): void {
-  const kept = phase.calls.filter((call) => call.status === 'completed' || call.status === 'failed')
+function link (draft: Draft, run: ActiveRun, phase: BatchPhase, keepCompleted = true): void {
+  const kept = keepCompleted ? phase.calls.filter((call) => call.status !== 'cancelled' || leavesTombstone(run, call)) : []
   if (kept.length > 0) {
     const calls = kept.flatMap((call, index): Piece[] => [index === 0 ? '"tool_calls":[' : ',', { doc: docNames.call(call.id) }])
     append(draft, [{ doc: docNames.text(phase.turn) }, ...calls, ']}'])
     const answers = run.policy.message_order === 'completion' ? [...kept].sort((a, b) => a.settled - b.settled) : kept
     for (const call of answers) append(draft, [{ doc: docNames.message(call.id) }])
   }
-  for (const call of kept) drop(draft, docNames.message(call.id))
+  for (const call of phase.calls) if (call.status !== 'cancelled' || leavesTombstone(run, call)) drop(draft, docNames.message(call.id))
   drop(draft, docNames.text(phase.turn))
 }
 
@@ -226,14 +331,11 @@ export function endRun (draft: Draft, run: ActiveRun, status: EndStatus, causedB
       causes = [emit(draft, run, 'turn.cancelled', { turn: phase.turn, caused_by: phase.caused_by }, { reason: why })]
     }
   } else if (phase.calls.some(isOpen)) {
-    causes = []
-    for (const call of phase.calls.filter(isOpen)) {
-      abortWorker(draft, call.worker, null, [call.id], why)
-      settleCall(draft, run, phase, call, 'cancelled', { reason: why }, { reason: why }, null)
-      causes.push(call.cause)
-    }
-    link(draft, run, phase)
+    causes = closeEarly(draft, run, phase, why, null, true)
   }
+  // Whatever was accepted reaches the model: with the next run, if not with this one.
+  deliver(draft, run, state.waiting.filter((message) => message.run_id === run.id && message.due_at === null))
+  for (const message of state.waiting) if (message.run_id === run.id) message.run_id = null
   emit(draft, run, `run.${status}`, { caused_by: causes }, terminal(end, run.usage))
   recordEnd(draft, run.id, {
     status,
@@ -263,7 +365,8 @@ export function endQueuedRun (draft: Draft, run: QueuedRun, reason: string): voi
     last_seq: state.seq,
     turn: null, turns: 0, run_seq: run.run_seq
   })
-  run.inputs.forEach((_, index) => drop(draft, docNames.input(run.id, index)))
+  for (const id of run.inputs) drop(draft, docNames.input(id))
+  for (const message of state.waiting) if (message.run_id === run.id) message.run_id = null
   state.queue = state.queue.filter((one) => one.id !== run.id)
 }
 

@@ -23,6 +23,10 @@ export interface State {
   run: ActiveRun | null
   /** Runs that wait: for the active one, or for their due time. In order of arrival. */
   queue: QueuedRun[]
+  /** Messages that wait for delivery, in order of acceptance. Their contents wait beside the row. */
+  waiting: WaitingMessage[]
+  /** How often the ledger was cut back to an earlier length (`on_active_run: rollback`); between two of these it only grows. */
+  rewinds: number
   /** Ids of the last commands from outside, so that deciding one twice changes nothing twice. Newest last. */
   seen: string[]
 }
@@ -44,6 +48,19 @@ export interface RunFacts {
   cause: number
 }
 
+/** A message on its way into the ledger. */
+export interface WaitingMessage {
+  id: string
+  /** The run it was posted to; null once that has ended. */
+  run_id: string | null
+  /** `steer`: at the next turn boundary. `queue`: when the model has given its final answer. */
+  mode: 'steer' | 'queue'
+  /** Not before this time, and then as `steer`; null: no such time. */
+  due_at: number | null
+  /** `seq` of its `message.accepted`. */
+  cause: number
+}
+
 export interface QueuedRun extends RunFacts {
   /** Ids of its input messages; their contents wait beside the row. */
   inputs: string[]
@@ -52,9 +69,13 @@ export interface QueuedRun extends RunFacts {
 export interface ActiveRun extends RunFacts {
   status: 'queued' | 'running' | 'requires_action'
   started_at: number | null
+  /** Length of the ledger when it became the active run. */
+  ledger_start: number
   usage: Usage
   /** Turns it has begun. They are the conversation's newest ones: a conversation has one active run. */
   turns: number
+  /** Those that were answered; `limits.max_turns` counts these, so that interrupts use none up. */
+  answers: number
   phase: TurnPhase | BatchPhase
   /** The answer a successful final-answer call gave, kept until its batch has settled. */
   final: { call_id: string, output: unknown } | null

@@ -1,11 +1,12 @@
-import type { Command, CompleteCall, CompleteTurn, CreateConversation, FailTurn, Lapse, ProgressCall, RetryTurn, StartRun, TokenCount } from './command.js'
-import { append, docNames, emit, iso, messageJson, put, type Doc, type Draft, type Effect, type Piece } from './draft.js'
+import type { Command, CompleteCall, CompleteTurn, CreateConversation, FailTurn, Lapse, ProgressCall, Recover, RetryTurn, StartRun, TokenCount } from './command.js'
+import { append, docNames, emit, iso, messageJson, put, remember, type Doc, type Draft, type Effect, type Piece } from './draft.js'
 import type { Event } from './event.js'
-import { endQueuedRun, endRun, failCall, settle, settleCall, restartTurn, abortWorker } from './settle.js'
+import { editMessage, postMessage, withdrawMessage } from './messages.js'
+import { abortWorker, concludeTurn, endQueuedRun, endRun, failCall, restartTurn, rollBack, settle, settleCall } from './settle.js'
 import type { ActiveRun, BatchPhase, CallState, QueuedRun, State, TurnPhase } from './state.js'
 
 /** Why a command changed nothing. `stale`: it comes from a worker that lost the right to write, or for something already settled. */
-export type Refusal = 'stale' | 'nothing_due' | 'duplicate' | 'run_active' | 'run_ended' | 'not_found' | 'exists'
+export type Refusal = 'stale' | 'nothing_due' | 'duplicate' | 'run_active' | 'run_ended' | 'not_found' | 'exists' | 'queue_full'
 
 export interface Change {
   state: State
@@ -14,15 +15,13 @@ export interface Change {
   docs: Doc[]
   effects: Effect[]
   created: string[]
+  rewind: number | null
 }
 
 export type Outcome = { refusal: Refusal } | { refusal: null, change: Change }
 
 /** A worker that dies over the same turn or call this often takes the work with it: something in it kills workers (FAULTS F27). */
 export const MAX_LOSSES = 5
-
-/** Ids of outside commands that are remembered. More than can be under way at once for one conversation. */
-const SEEN = 32
 
 /**
  * The whole behaviour of a conversation: what a command does to its state, as a function. It records the one fact the command
@@ -39,14 +38,15 @@ export function transition (state: State | null, command: Command): Outcome {
     messages: [],
     docs: [],
     effects: [],
-    created: []
+    created: [],
+    rewind: null
   }
   const refusal = state !== null && command.type === 'CreateConversation' ? 'exists' : record(draft, command)
   if (refusal !== null && refusal !== 'nothing_due') return { refusal }
   const changed = settle(draft)
   if (refusal === 'nothing_due' && !changed) return { refusal }
-  const { state: next, messages, events, docs, effects, created } = draft
-  return { refusal: null, change: { state: next, messages, events, docs, effects, created } }
+  const { state: next, messages, events, docs, effects, created, rewind } = draft
+  return { refusal: null, change: { state: next, messages, events, docs, effects, created, rewind } }
 }
 
 function makesConversation (command: Command): command is CreateConversation | StartRun {
@@ -66,12 +66,10 @@ function record (draft: Draft, command: Command): Refusal | null {
     case 'ProgressCall': return progressCall(draft, command)
     case 'CancelRun': return cancelRun(draft, command.run_id, command.reason)
     case 'Lapse': return lapse(draft, command)
-    case 'ReportRecovery': {
-      const held = heldTurn(draft.state, command.fence)
-      if (held === null) return 'stale'
-      emit(draft, held.run, 'conversation.recovered', { turn: held.phase.turn, caused_by: held.phase.caused_by }, { detail: command.detail })
-      return null
-    }
+    case 'PostMessage': return postMessage(draft, command)
+    case 'EditMessage': return editMessage(draft, command)
+    case 'WithdrawMessage': return withdrawMessage(draft, command)
+    case 'Recover': return recover(draft, command)
   }
 }
 
@@ -103,8 +101,11 @@ function startRun (draft: Draft, command: StartRun): Refusal | null {
   }
   run.cause = emit(draft, run, 'run.created', {}, { input: command.input, model: command.models[0], on_active_run: command.on_active_run })
   put(draft, docNames.run(run.id), `{"created_at":${command.at},"created_seq":${run.cause},"request":${command.spec}}`)
-  command.messages.forEach((message, index) => put(draft, docNames.input(run.id, index), JSON.stringify(message.content)))
-  state.queue.push(run)
+  for (const message of command.messages) put(draft, docNames.input(message.id), JSON.stringify(message.content))
+  if (state.run !== null && command.on_active_run === 'interrupt') endRun(draft, state.run, 'cancelled', [run.cause], { reason: `interrupted_by ${run.id}` })
+  if (state.run !== null && command.on_active_run === 'rollback') rollBack(draft, state.run, run.cause)
+  if (command.on_active_run === 'interrupt' || command.on_active_run === 'rollback') state.queue.unshift(run)
+  else state.queue.push(run)
   draft.created.push(run.id)
   return null
 }
@@ -126,6 +127,7 @@ function completeTurn (draft: Draft, command: CompleteTurn): Refusal | null {
   if (held === null) return 'stale'
   const { run, phase } = held
   count(run, command.usage)
+  run.answers++
   phase.worker = null
   const calls = command.calls.map(({ call_id, name, arguments: args, raw }) => {
     return { call_id, name, arguments: args, ...(raw !== null && { raw_arguments: raw.slice(0, run.limits.max_result_chars) }) }
@@ -136,8 +138,8 @@ function completeTurn (draft: Draft, command: CompleteTurn): Refusal | null {
   const head = { id: command.message_id, role: 'assistant', content: command.text, turn: phase.turn, run_id: run.id, created_at: iso(command.at) }
   if (calls.length === 0) {
     if (command.text !== '') append(draft, [JSON.stringify(head)])
-    const cut = command.finish_reason === 'length'
-    endRun(draft, run, cut ? 'incomplete' : 'completed', [completed], { output: command.text, stop_reason: cut ? 'length' : null })
+    if (command.finish_reason === 'length') endRun(draft, run, 'incomplete', [completed], { output: command.text, stop_reason: 'length' })
+    else concludeTurn(draft, run, [completed], { output: command.text })
     return null
   }
   put(draft, docNames.text(phase.turn), JSON.stringify(head).slice(0, -1) + ',')
@@ -255,6 +257,22 @@ function lapse (draft: Draft, command: Lapse): Refusal | null {
   return changed ? null : 'nothing_due'
 }
 
+/** Makes the row agree with what stands beside it. No message is lost: whose run is over waits for the present one. */
+function recover (draft: Draft, command: Recover): Refusal | null {
+  const { state } = draft
+  const held = heldTurn(state, command.fence)
+  if (held === null) return 'stale'
+  const runs = [held.run.id, ...state.queue.map((run) => run.id)]
+  state.messages = command.messages
+  state.waiting = state.waiting.filter((message, i, all) => {
+    return !command.delivered.includes(message.id) && all.findIndex((one) => one.id === message.id) === i
+  })
+  for (const message of state.waiting) if (message.run_id !== null && !runs.includes(message.run_id)) message.run_id = held.run.id
+  state.queue = state.queue.filter((run, i, all) => run.id !== held.run.id && all.findIndex((one) => one.id === run.id) === i)
+  emit(draft, held.run, 'conversation.recovered', { turn: held.phase.turn, caused_by: held.phase.caused_by }, { detail: command.detail })
+  return null
+}
+
 /** The turn a fence gives the right to write for, or null: the fence is old, or the turn is over. */
 function heldTurn (state: State, fence: number): { run: ActiveRun, phase: TurnPhase } | null {
   const { run } = state
@@ -278,10 +296,6 @@ function count (run: ActiveRun, usage: TokenCount | null): void {
   run.usage.total_tokens += usage.total_tokens
 }
 
-function remember (state: State, id: string): void {
-  state.seen = [...state.seen.slice(1 - SEEN), id]
-}
-
 function blank (command: CreateConversation | StartRun): State {
   return {
     id: command.conversation_id,
@@ -295,6 +309,8 @@ function blank (command: CreateConversation | StartRun): State {
     has_system: false,
     run: null,
     queue: [],
+    waiting: [],
+    rewinds: 0,
     seen: []
   }
 }

@@ -146,7 +146,7 @@ export function createEngine (deps: EngineDeps): Engine {
     begin(conversation, 'turns', work, async (finished) => {
       const task = { conversation, row, turn, attempt, fence, signal: work.abort.signal }
       const { command, release } = await performTurn({ ...deps, ledger, spec }, task, async (report) => {
-        await execute(conversation, report, { patienceMs: PATIENT_MS })
+        return (await execute(conversation, report, { patienceMs: PATIENT_MS })).refusal === null
       })
       finished()
       try {

@@ -4,7 +4,7 @@ import { dueAt, wanted } from '../core/schedule.js'
 import type { Event } from '../core/event.js'
 import type { State } from '../core/state.js'
 import { transition, type Change, type Outcome, type Refusal } from '../core/transition.js'
-import type { Row, Store } from '../store/store.js'
+import type { Commit, Row, Store } from '../store/store.js'
 import type { Clock, Hints, Ids, Log, Settings } from './ports.js'
 
 /** The store could not be reached in the time the caller had. What was asked may or may not have happened. */
@@ -31,6 +31,22 @@ export interface ExecuteOptions {
   claim?: 'local' | 'spread'
   /** How long to go on trying while the store is away. Default: `IMPATIENT_MS`. */
   patienceMs?: number
+}
+
+/** What several changes together do to a ledger of a given length. */
+function ledgerOf (length: number, changes: Change[]): Pick<Commit, 'messages' | 'rewind'> {
+  let messages: Commit['messages'] = []
+  let rewind: number | null = null
+  for (const change of changes) {
+    if (change.rewind !== null) {
+      const kept: number = (rewind ?? length) + messages.length
+      const gone = kept - change.rewind
+      if (gone > messages.length) rewind = change.rewind
+      messages = messages.slice(0, Math.max(0, messages.length - gone))
+    }
+    messages = [...messages, ...change.messages]
+  }
+  return { messages, rewind }
 }
 
 /** A request must have its 503 within a second. */
@@ -146,7 +162,7 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
         base,
         token,
         state,
-        messages: changes.flatMap((change) => change.messages),
+        ...ledgerOf(base?.state.messages ?? 0, changes),
         events,
         docs: changes.flatMap((change) => change.docs),
         created: changes.flatMap((change) => change.created),

@@ -5,12 +5,12 @@ import type { Row, Store } from '../store/store.js'
 const KEPT_CHARS = 64 * 1024 * 1024
 
 export interface LedgerCache {
-  /** The whole ledger as of `row`. Only what is not known yet is read: the ledger is append-only. */
+  /** The whole ledger, at least as of `row`. Only what is not known yet is read: between two rewinds the ledger only grows. */
   read: (conversation: string, row: Row) => Promise<Message[]>
 }
 
 export function createLedgerCache (store: Store): LedgerCache {
-  const kept = new Map<string, { born: string, messages: Message[], chars: number }>()
+  const kept = new Map<string, { generation: string, messages: Message[], chars: number }>()
   let chars = 0
 
   function forget (conversation: string): void {
@@ -21,10 +21,11 @@ export function createLedgerCache (store: Store): LedgerCache {
   return {
     async read (conversation, row) {
       const found = kept.get(conversation)
-      const known = found?.born === row.born && found.messages.length <= row.state.messages ? found : { born: row.born, messages: [], chars: 0 }
+      const generation = `${row.born} ${row.state.rewinds}`
+      const known = found?.generation === generation && found.messages.length <= row.state.messages ? found : { generation, messages: [], chars: 0 }
       if (known.messages.length < row.state.messages) {
         const from = known.messages.length
-        const tail = await store.ledger(conversation, from, row.state.messages - from)
+        const tail = await store.ledger(conversation, from)
         // Another read may have added the same messages meanwhile.
         if (known.messages.length === from) {
           for (const json of tail) {
@@ -40,7 +41,7 @@ export function createLedgerCache (store: Store): LedgerCache {
         if (chars <= KEPT_CHARS || oldest === conversation) break
         forget(oldest)
       }
-      return known.messages.slice(0, row.state.messages)
+      return [...known.messages]
     }
   }
 }

@@ -1,4 +1,5 @@
 import type { Command, ModelCall, TokenCount } from '../core/command.js'
+import { checkLedger, checkState } from '../core/check.js'
 import type { RunError } from '../core/run.js'
 import type { ActiveRun, TurnPhase } from '../core/state.js'
 import { transcript } from '../core/transcript.js'
@@ -33,10 +34,10 @@ const LONGEST_WAIT_MS = 600_000
 /**
  * One LLM call: takes the lease, reads what the model must see, asks it, and says in a command what came of it. Null: the attempt was
  * stopped or lost its right to write, and says nothing. It never throws for what a provider or a network can do.
- * `report` commits a command in between without ending the attempt.
+ * `report` commits a command in between without ending the attempt; false: it was refused, and the attempt is over.
  */
 export async function performTurn (
-  deps: TurnDeps, task: TurnTask, report: (command: Command) => Promise<void>
+  deps: TurnDeps, task: TurnTask, report: (command: Command) => Promise<boolean>
 ): Promise<{ command: Command | null, release: () => void }> {
   const { conversation, row, fence, signal } = task
   const run = row.state.run as ActiveRun
@@ -55,11 +56,19 @@ export async function performTurn (
   const stop = new AbortController()
   const stopped = AbortSignal.any([signal, lease.signal, stop.signal])
 
-  const sent = transcript(ledger, row.state.has_system ? null : spec.instructions)
-  if (sent === null) return { command: fail(deps, fence, 'nothing_to_answer', 'the conversation holds no message to answer; post a run with an input', false, null), release }
-  if (sent.repairs.length > 0) {
-    deps.log.error({ conversation_id: conversation, run_id: run.id, turn: task.turn, repairs: sent.repairs }, 'transcript repaired before it was sent')
-    await report({ type: 'ReportRecovery', at: deps.clock.now(), fence, detail: sent.repairs.join('; ') })
+  const { state } = row
+  const sent = transcript(ledger, state.has_system ? null : spec.instructions)
+  if (sent === null) {
+    const error = fail(deps, fence, 'nothing_to_answer', 'the conversation holds no message to answer; post a run with an input', false, null)
+    return { command: error, release }
+  }
+  const wrong = [...checkState(state), ...checkLedger(state, ledger), ...sent.repairs]
+  if (wrong.length > 0) {
+    deps.log.error({ conversation_id: conversation, run_id: run.id, turn: task.turn, wrong }, 'row and ledger disagreed; repaired before the LLM call')
+    const known = new Set(ledger.map((message) => message.id))
+    const delivered = state.waiting.filter((message) => known.has(message.id)).map((message) => message.id)
+    const repaired = await report({ type: 'Recover', at: deps.clock.now(), fence, detail: wrong.join('; '), messages: ledger.length, delivered })
+    if (!repaired) return { command: null, release }
   }
 
   const deltas = createDeltas(
@@ -84,14 +93,14 @@ export async function performTurn (
   }
 }
 
-/** Waits for a busy lease as long as a dead holder can keep it. */
+/** Waits for a busy lease as long as a dead holder can keep it. One that is just being given up is free within milliseconds. */
 async function acquire ({ leases, clock, settings }: TurnDeps, conversation: string, signal: AbortSignal): Promise<Lease | null> {
   const until = clock.now() + 2 * settings.leaseMs
-  while (!signal.aborted) {
+  for (let wait = 2; !signal.aborted; wait *= 2) {
     const lease = await leases.acquire(conversation)
     if (lease !== null) return lease
     if (clock.now() >= until) return null
-    await new Promise<void>((resolve) => { clock.after(Math.min(250, settings.leaseMs / 10), resolve) })
+    await new Promise<void>((resolve) => { clock.after(Math.min(wait, 250), resolve) })
   }
   return null
 }

@@ -9,7 +9,7 @@ export type Connection = Redis | Cluster
 export type Log = Pick<BaseLogger, 'info' | 'warn'>
 
 /** Milliseconds until a command that got no answer fails, so that a caller can say 503 within a second. */
-const commandTimeout = 800
+const commandTimeout = 700
 /** Milliseconds without a byte, while an answer is owed, until a socket is taken for dead. Only this ends a half-open one (FAULTS R4). */
 const socketTimeout = 5000
 
@@ -69,8 +69,6 @@ export function connectRedis (url: string, role: Role, log: Log): Connection {
     // The cluster's own queue knows no timeout: whoever must fail fast must not wait in it.
     enableOfflineQueue: patient,
     clusterRetryStrategy: backoff,
-    // A node that stays away is given up after 1.6 s. When all are, the start nodes' names are resolved again: addresses may have changed.
-    clusterNodeRetryStrategy: null,
     // How long a command tries to reach a lost node: 0.8 s, or 250 s.
     maxRedirections: patient ? 1000 : 16,
     retryDelayOnFailover: patient ? 250 : 50,
@@ -107,6 +105,8 @@ export function closeRedis (connection: Connection): Promise<void> {
 
 async function close (connection: Connection): Promise<void> {
   const event = (...names: string[]) => new Promise<void>((resolve) => { for (const name of names) connection.once(name, () => resolve()) })
+  if (connection instanceof Cluster) connection.options.clusterRetryStrategy = null
+  else connection.options.retryStrategy = null
   // In two states ioredis would forget to end, and commands that wait would wait for ever: between two tries,
   // and while a cluster resolves the names of its start nodes.
   if (connection.status === 'reconnecting') await event('connecting')

@@ -76,8 +76,9 @@ export async function openRedis (config: Pick<Config, 'redis'>, log: Log, folder
 
   let share = await joinServer(home, profile, obtain, closing.signal)
   let restart = Promise.resolve()
+  let stopped: Promise<void> | undefined
   watch()
-  return { url: home.socket, kind: 'embedded', stop }
+  return { url: home.socket, kind: 'embedded', stop: () => stopped ??= stop() }
 
   function watch (): void {
     share.tether.once('end', () => { if (!closing.signal.aborted) restart = startAgain() })
@@ -99,11 +100,9 @@ export async function openRedis (config: Pick<Config, 'redis'>, log: Log, folder
   }
 
   async function stop (): Promise<void> {
-    if (closing.signal.aborted) return await restart
     closing.abort()
     await restart
-    restart = leaveServer(share)
-    await restart
+    await leaveServer(share)
   }
 }
 
@@ -228,6 +227,7 @@ function prepareHome (dataDir: string): Home {
 function makeFifo (path: string): void {
   const isFifo = () => lstatSync(path, { throwIfNoEntry: false })?.isFIFO() === true
   if (isFifo()) return
+  rmSync(path, { force: true }) // a copy of the folder may have made it a file
   try {
     execFileSync('mkfifo', ['-m', '600', path], { stdio: 'ignore' })
   } catch (error) {

@@ -1,5 +1,6 @@
 import { Type, type TProperties, type TSchema } from 'typebox'
 import type { EventType } from '../core/event.js'
+import { Content } from '../core/message.js'
 import { CallError, RunError, StopReason, Usage } from '../core/run.js'
 import { CreateRun } from './run.js'
 import { ConversationId, RunId } from './ids.js'
@@ -11,6 +12,7 @@ const call = { ...batch, call_id: Type.String(), name: Type.String() }
 const args = Type.Object({}, { additionalProperties: true, description: 'As the model wrote them, parsed.' })
 const RequestedCall = Type.Object({ call_id: Type.String(), name: Type.String(), arguments: args }, { title: 'RequestedCall' })
 const TokenUsage = Type.Object({ input_tokens: Type.Integer(), output_tokens: Type.Integer(), total_tokens: Type.Integer() }, { title: 'TokenUsage' })
+const message = { message_id: Type.String(), turn: Type.Optional(turn.turn), lane: Type.Optional(turn.lane) }
 const duration = { duration_ms: Type.Number({ minimum: 0 }) }
 const attempt = { attempt: Type.Integer({ minimum: 1 }) }
 const end = {
@@ -58,6 +60,12 @@ export const events = {
   }),
   'tool.failed': event('tool.failed', 'A call failed. The model is told so, and goes on.', { ...call, ...duration, error: CallError }),
   'tool.cancelled': event('tool.cancelled', 'A call was stopped, or never started.', { ...call, ...duration, reason: Type.String() }),
+  'message.accepted': event('message.accepted', 'A message for the run is stored: it will appear in the ledger exactly once.', {
+    ...message, mode: Type.String(), receipt: Type.Enum(['interrupted', 'queued', 'scheduled']), content: Content, due_at: Type.Optional(Time), edited: Type.Optional(Type.Literal(true))
+  }),
+  'message.delivered': event('message.delivered', 'A message entered the ledger, in front of this turn.', message),
+  'message.superseded': event('message.superseded', 'A message was overtaken by another before the model saw it.', message),
+  'message.withdrawn': event('message.withdrawn', 'A message was taken back before the model saw it.', message),
   'conversation.recovered': event('conversation.recovered', 'Something in the conversation was not as it should be, and was mended.', { ...turn, detail: Type.Unknown() })
 } satisfies Record<EventType, TSchema>
 

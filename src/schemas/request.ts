@@ -1,10 +1,11 @@
 import { Type, type TProperties, type TSchema } from 'typebox'
-import { CallId, ConversationId, RunId } from './ids.js'
+import { CallId, ConversationId, MessageId, RunId } from './ids.js'
 import { StreamData } from './event.js'
 import { Problem } from './problem.js'
 
 export const runParams = Type.Object({ run_id: RunId })
 export const callParams = Type.Object({ run_id: RunId, call_id: CallId })
+export const messageParams = Type.Object({ run_id: RunId, message_id: MessageId })
 export const conversationParams = Type.Object({ conversation_id: ConversationId })
 
 /** A query of these parameters and no others. */

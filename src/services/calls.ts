@@ -5,7 +5,6 @@ import type { CallState, RunEnd } from '../core/state.js'
 import { notFound } from '../errors.js'
 import type { Call } from '../schemas/run.js'
 import type { Row, Store } from '../store/store.js'
-import { fromCursor, toCursor } from './cursor.js'
 import type { Page } from './services.js'
 
 /** What stands beside the row of a turn's batch, and of a settled call. */
@@ -33,10 +32,10 @@ export async function listCalls (
   const turns = turnsOf(row, runId, end == null ? null : JSON.parse(end) as RunEnd)
   const batches = await store.docs(conversation, turns.map(docNames.batch))
   const ids = batches.flatMap((json) => json === null ? [] : (JSON.parse(json) as BatchDoc).calls)
-  const from = cursor === undefined ? 0 : ids.indexOf(fromCursor('calls', cursor)) + 1
+  const from = cursor === undefined ? 0 : ids.indexOf(cursor) + 1
   const page = ids.slice(from, from + limit)
   const data = await readCalls(store, conversation, row, page)
-  return { data, next_cursor: from + limit < ids.length ? toCursor('calls', page.at(-1) ?? '') : null }
+  return { data, next_cursor: from + limit < ids.length ? page.at(-1) ?? null : null }
 }
 
 export async function readCall (store: Store, conversation: string, runId: string, callId: string): Promise<Call> {

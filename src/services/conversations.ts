@@ -8,7 +8,6 @@ import type { Ids } from '../engine/ports.js'
 import type { Conversation, SeedMessage } from '../schemas/conversation.js'
 import type { Row } from '../store/store.js'
 import { answering, rowOf, type Context } from './context.js'
-import { fromCursor, toCursor } from './cursor.js'
 import type { Services } from './services.js'
 
 export function createConversationService (context: Context): Services['conversations'] {
@@ -44,10 +43,10 @@ export function createConversationService (context: Context): Services['conversa
 
     messages: (caller, id, { cursor, limit }) => answering(async () => {
       const { state } = await rowOf(context, caller, id)
-      const from = cursor === undefined ? 0 : Number(fromCursor('messages', cursor))
+      const from = cursor === undefined ? 0 : Number(cursor)
       const data = (await store.ledger(id, from, limit)).map((json) => JSON.parse(json) as Message)
       const next = from + data.length
-      return { data, next_cursor: next < state.messages ? toCursor('messages', next) : null }
+      return { data, next_cursor: next < state.messages ? String(next) : null }
     }),
 
     remove: (caller, id) => answering(async () => {

@@ -22,6 +22,9 @@ export async function prepareRun ({ tools, ids, clock, defaultModel, parallelToo
   const model = body.model ?? defaultModel
   if (model === null) faults.push({ pointer: '/model', detail: 'required: this server has no default model (OPENAI_MODEL)' })
 
+  const replaces = body.on_active_run === 'interrupt' || body.on_active_run === 'rollback'
+  if (replaces && body.after_seconds) faults.push({ pointer: '/on_active_run', detail: 'a run that starts later can only "queue" or "reject"' })
+
   const limits = withDefaults(Limits, body.limits)
   const given = withDefaults(ToolPolicy, body.tool_policy)
   const policy = { ...given, parallel: given.parallel && parallelTools }

@@ -5,7 +5,6 @@ import { partitionSuffix } from '../store/keys.js'
 import type { Signal } from '../store/store.js'
 import { listCalls, readCall } from './calls.js'
 import { answering, conversationOf, rowOf, type Context } from './context.js'
-import { fromCursor, toCursor } from './cursor.js'
 import { prepareRun } from './run-request.js'
 import { readRun, requireRun, runView } from './run-view.js'
 import type { Services } from './services.js'
@@ -70,7 +69,7 @@ export function createRunService (context: Context): Services['runs'] {
     get: (caller, runId) => answering(async () => requireRun(store, await conversationOf(context, caller, runId), runId)),
 
     list: (caller, { status, conversation_id: only, metadata, cursor, limit }) => answering(async () => {
-      let before = cursor === undefined ? null : fromCursor('runs', cursor)
+      let before = cursor === undefined ? null : cursor
       const data: Run[] = []
       for (let looked = 0; looked < LOOKED_AT;) {
         const step = only === undefined && status === undefined && metadata === undefined ? limit + 1 : 100
@@ -80,14 +79,14 @@ export function createRunService (context: Context): Services['runs'] {
         for (const run of runs) {
           if (run === null || (status !== undefined && !status.includes(run.status))) continue
           if (Object.entries(metadata ?? {}).some(([name, value]) => run.metadata[name] !== value)) continue
-          if (data.length === limit) return { data, next_cursor: toCursor('runs', data.at(-1)?.id ?? '') }
+          if (data.length === limit) return { data, next_cursor: data.at(-1)?.id ?? null }
           data.push(run)
         }
         if (found.length < step) return { data, next_cursor: null }
         before = found.at(-1)?.run_id ?? null
         looked += found.length
       }
-      return { data, next_cursor: toCursor('runs', before ?? '') }
+      return { data, next_cursor: before }
     }),
 
     cancel: (caller, runId, { wait }) => answering(async () => {

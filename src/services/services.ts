@@ -1,5 +1,7 @@
-import type { Message } from '../core/message.js'
+import type { Content, Message } from '../core/message.js'
+import type { Receipt } from '../core/messages.js'
 import type { Conversation, CreateConversation } from '../schemas/conversation.js'
+import type { PostedMessage, PostMessage } from '../schemas/message.js'
 import type { Call, CreateRun, Run } from '../schemas/run.js'
 import type { ToolListing } from '../engine/tools/tool.js'
 
@@ -10,6 +12,7 @@ export interface Caller {
   operation: string
 }
 
+/** `next_cursor` is a position as the service understands it; routes make it opaque. */
 export interface Page<T> { data: T[], next_cursor: string | null }
 
 /** An event as it is stored: `json` is the exact bytes every reader gets. */
@@ -45,6 +48,14 @@ export interface Services {
     wait: (caller: Caller, runId: string, ms: number) => Promise<Run>
     calls: (caller: Caller, runId: string, query: { cursor?: string, limit: number }) => Promise<Page<Call>>
     call: (caller: Caller, runId: string, callId: string) => Promise<Call>
+  }
+  messages: {
+    /** Interrupts, steers or queues. What it resolves with is durable: the message reaches the ledger exactly once. */
+    post: (caller: Caller, runId: string, body: PostMessage) => Promise<Receipt>
+    /** Those that wait for delivery, in the order in which they will be delivered. */
+    list: (caller: Caller, runId: string) => Promise<Page<PostedMessage>>
+    edit: (caller: Caller, runId: string, messageId: string, content: Content) => Promise<PostedMessage>
+    withdraw: (caller: Caller, runId: string, messageId: string) => Promise<void>
   }
   conversations: {
     create: (caller: Caller, body: CreateConversation) => Promise<Conversation>

@@ -47,6 +47,7 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
         born: token, version: 0, state: '', fence: 0, tokens: [], tenant: commit.state.tenant, messages: [], events: [], docs: new Map(), partial: null
       }
       for (const [name, value] of plan.puts) kept.docs.set(name, value)
+      if (commit.rewind !== null) kept.messages.length = commit.rewind
       for (const pieces of plan.messages) {
         kept.messages.push(pieces.map((piece) => typeof piece === 'string' ? piece : kept.docs.get(piece.doc) ?? 'null').join(''))
       }

@@ -44,6 +44,7 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
         keys.due(partition), keys.runs(partition, commit.state.tenant),
         base?.born ?? '', base?.version ?? 0, token, plan.state, plan.fence, due ?? '', conversation, keys.live(conversation),
         `${plan.puts.length} ${plan.messages.length} ${plan.drops.length} ${created.length} ${plan.events.length}`,
+        commit.rewind ?? '',
         ...tail
       )
       if (code !== 0) return { status: 'committed', born: base?.born ?? token, version: rest[0] as number }

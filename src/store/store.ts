@@ -14,6 +14,8 @@ export interface Commit {
   token: string
   state: State
   messages: Piece[][]
+  /** Cut the ledger back to this length before the messages are appended; null: leave it. */
+  rewind: number | null
   events: Event[]
   docs: Doc[]
   /** Runs that came into being: they enter the index. */

@@ -58,7 +58,10 @@ export function serverTool (source: ToolSource): ServerTool {
   if (typeof description !== 'string' || description.length > 4096) throw new TypeError('description must be text of at most 4096 characters')
   if (typeof run !== 'function') throw new TypeError('run must be a function')
   const [problem] = Value.Errors(ModuleTool, { kind: 'module', ...rest })
-  if (problem !== undefined) throw new TypeError(`${problem.instancePath.slice(1) || 'the tool'} ${problem.message}`)
+  if (problem !== undefined) {
+    const what = problem.schemaPath.endsWith('/additionalProperties') ? 'is nothing a tool can have' : problem.message
+    throw new TypeError(`${problem.instancePath.slice(1) || 'the tool'} ${what}`)
+  }
   // Through JSON, because TypeBox schemas carry more than their JSON Schema.
   const schema = parameters === undefined ? NO_ARGUMENTS : JSON.parse(JSON.stringify(parameters)) as Record<string, unknown>
   const [fault] = schemaFaults(schema)

@@ -21,6 +21,7 @@
   ARGV[9]  how many of each follow, in this order: texts to put (name, value), messages (number of pieces, then each piece: "=" and
            the literal, or "@" and the name of a text), texts to drop, runs for the index, events (seq, type, run id, JSON);
            five numbers separated by spaces
+  ARGV[10] length to cut the ledger back to before messages are appended, "" to leave it
 
   Returns { 1, version }                  committed now
           { 2, version }                  committed before: this token is known, its reply was lost
@@ -38,7 +39,7 @@ if born ~= ARGV[1] or (born ~= '' and version ~= ARGV[2]) then
   return { 0, born, version, row[4] }
 end
 
-local cursor = 10
+local cursor = 11
 local function take ()
   local value = ARGV[cursor]
   cursor = cursor + 1
@@ -51,6 +52,12 @@ for count in string.gmatch(ARGV[9], '%d+') do counts[#counts + 1] = tonumber(cou
 for _ = 1, counts[1] do
   local name = take()
   redis.call('HSET', KEYS[4], name, take())
+end
+
+if ARGV[10] == '0' then
+  redis.call('DEL', KEYS[2])
+elseif ARGV[10] ~= '' then
+  redis.call('LTRIM', KEYS[2], 0, ARGV[10] - 1)
 end
 
 for _ = 1, counts[2] do
