@@ -19,6 +19,7 @@ export default fp(async (app) => {
       servers: [{ url: '/', description: 'Where this document comes from.' }],
       tags: [
         { name: 'Runs', description: 'Pieces of work on a conversation, from input to final answer.' },
+        { name: 'Messages', description: 'What is said to a run while it is active.' },
         { name: 'Events', description: 'The log: durable, in order, without a gap.' },
         { name: 'Conversations', description: 'The ledgers a model sees.' },
         { name: 'Server', description: 'What this server offers.' },

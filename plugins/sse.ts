@@ -10,6 +10,8 @@ declare module 'fastify' {
   interface FastifyInstance {
     /** Streams open in this process. */
     openStreams: () => number
+    /** Throws `too_many_streams` when there is no room for another: for those who would do something before they stream. */
+    checkStreamRoom: () => void
   }
   interface FastifyReply {
     /**
@@ -36,21 +38,21 @@ const SPREAD_MS = 4000
 interface Stream { res: ServerResponse, stop: AbortController, quietTicks: number }
 
 /**
- * Server-sent events. One timer serves all streams: it writes the heartbeats. Memory per reader is bounded because nothing is taken from
+ * Server-sent events. One timer serves all streams: it writes the heartbeats, and runs while there are any. Memory per reader is bounded because nothing is taken from
  * `items` while the socket is full: there is never more than one event waiting beside Node's own buffer.
  */
 export default fp(async (app) => {
   const { heartbeatMs, stallMs, maxStreams } = app.config
   const streams = new Set<Stream>()
   const ticks = 15
-  const heart = setInterval(() => {
+  let heart: NodeJS.Timeout | undefined
+  const beat = () => {
     for (const stream of streams) {
       if (++stream.quietTicks >= ticks && isWritable(stream.res)) write(stream, ':\n\n')
     }
-  }, heartbeatMs / ticks)
+  }
 
   app.closing.addEventListener('abort', () => {
-    clearInterval(heart)
     for (const { res, stop } of streams) {
       // Somebody who is not reading would keep us open.
       if (isWritable(res)) res.end(retry()); else res.destroy()
@@ -60,16 +62,25 @@ export default fp(async (app) => {
 
   app.decorate('openStreams', () => streams.size)
 
-  app.decorateReply('stream', async function (this: FastifyReply, status, items) {
+  const checkRoom = () => {
     if (streams.size >= maxStreams) throw tooManyStreams(10)
+  }
+  app.decorate('checkStreamRoom', checkRoom)
+
+  app.decorateReply('stream', async function (this: FastifyReply, status, items) {
+    checkRoom()
     const { raw: res, request } = this
     const stream: Stream = { res, stop: new AbortController(), quietTicks: 0 }
     const { signal } = stream.stop
     this.hijack()
     streams.add(stream)
+    heart ??= setInterval(beat, heartbeatMs / ticks)
     res.once('close', () => {
       streams.delete(stream)
       stream.stop.abort()
+      if (streams.size > 0) return
+      clearInterval(heart)
+      heart = undefined
     })
     // A write that meets a connection just gone; `close` follows and says all.
     res.on('error', () => {})

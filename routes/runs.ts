@@ -44,6 +44,7 @@ export default (async (app) => {
   }, async (request, reply) => {
     const type = preferred(request.headers.accept, ['application/json', 'text/event-stream'])
     if (type === undefined) throw notAcceptable(['application/json', 'text/event-stream'])
+    if (type === 'text/event-stream') app.checkStreamRoom()
     const answer = await request.once(async (caller) => {
       const run = await runs.create(caller, request.body)
       return { code: 201, headers: { location: `/runs/${run.id}` }, body: JSON.stringify(run) }
@@ -55,7 +56,7 @@ export default (async (app) => {
     const created = JSON.parse(answer.body) as Run
     reply.headers(answer.headers)
     if (answer.replayed) reply.header('idempotency-replayed', 'true')
-    if (type === 'text/event-stream') return reply.stream(answer.code, (signal) => events.live(request.caller, { run_id: created.id }, { after: 0, signal }))
+    if (type === 'text/event-stream') return reply.stream(answer.code, (signal) => events.live(request.caller, { run_id: created.id, conversation_id: created.conversation_id }, { after: 0, signal }))
     const run = await waited(reply, request.caller, created, wait as number)
     return reply.code(run.ended_at === null ? 202 : 200).header('preference-applied', `wait=${wait}`).send(run)
   })

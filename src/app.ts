@@ -58,6 +58,8 @@ export async function buildApp ({ services, config, routes = 'all', logger }: Ap
     // Longer than proxies keep theirs: a proxy must not send a request into a connection we are closing.
     keepAliveTimeout: 75_000,
     forceCloseConnections: 'idle',
+    // Starting is slow on a machine that is busy; nothing is gained by giving up after the usual 10 s.
+    pluginTimeout: 120_000,
     return503OnClosing: false,
     trustProxy: false,
     frameworkErrors: frameworkProblem,

@@ -55,6 +55,19 @@ const clock: Clock = {
   }
 }
 
+/** Random numbers for ids, from bytes fetched in bulk: an id takes sixteen, and asking the system for each is felt. */
+function pooledRandom (): () => number {
+  const pool = new Uint8Array(4096)
+  let next = pool.length
+  return () => {
+    if (next === pool.length) {
+      crypto.getRandomValues(pool)
+      next = 0
+    }
+    return (pool[next++] as number) / 256
+  }
+}
+
 /** Puts a process together from its parts. Nothing here decides anything. */
 export async function openInstance (config: Config, roles: Roles, log: Log): Promise<Instance> {
   const redis = await openRedis(config, log)
@@ -69,7 +82,7 @@ export async function openInstance (config: Config, roles: Roles, log: Log): Pro
   const store = createRedisStore(command, keys)
   const feed = createFeed(connect('subscriber'), command, keys)
   const hints = createHintQueue(connect('queue'), keys.queuePrefix, log)
-  const ulid = monotonicFactory()
+  const ulid = monotonicFactory(pooledRandom())
   const ids: Ids = { next: () => ulid() }
   const provider = await openProvider(config, roles, log)
   const tools = await openTools({ ...(config.tools.dir !== undefined && { dir: config.tools.dir }), allowedHosts: config.tools.allowedHosts })

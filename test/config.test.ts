@@ -17,7 +17,7 @@ const message = (env: NodeJS.ProcessEnv): string => {
 t.test('O1: an empty environment gives the documented defaults', async (t) => {
   t.strictSame(loadConfig({}), {
     logLevel: 'info',
-    http: { host: '127.0.0.1', port: 3000, apiKeys: [] },
+    http: { host: '127.0.0.1', port: 3000, workerPort: 0, apiKeys: [] },
     redis: { url: undefined, dataDir: resolve('.interlock'), serverBin: undefined, keyPrefix: 'il', partitions: 16, profile: 'fast' },
     model: { apiKey: undefined, baseUrl: undefined, name: undefined, concurrency: 0, timeoutMs: 60_000, idleMs: 60_000, attempts: 4 },
     worker: { lockTtlMs: 10_000, sweepMs: 1000, stalledMs: 10_000, turnConcurrency: 64, toolConcurrency: 256, localCalls: 8 },
@@ -33,7 +33,7 @@ t.test('every variable arrives where it belongs', async (t) => {
   writeFileSync(bin, '')
   chmodSync(bin, 0o755)
   const config = loadConfig({
-    HOST: '0.0.0.0', PORT: '0', LOG_LEVEL: 'silent', REDIS_URL: 'redis+cluster://a:1,b:2', REDIS_SERVER_BIN: bin,
+    HOST: '0.0.0.0', PORT: '0', INTERLOCK_WORKER_PORT: '12', LOG_LEVEL: 'silent', REDIS_URL: 'redis+cluster://a:1,b:2', REDIS_SERVER_BIN: bin,
     OPENAI_API_KEY: 'sk-test', OPENAI_BASE_URL: 'http://127.0.0.1:9/v1', OPENAI_MODEL: 'm',
     INTERLOCK_API_KEYS: 'sixteen-letters-or-more, team-1:another:key-of-enough-letters',
     INTERLOCK_ALLOWED_TOOL_HOSTS: 'tools.internal, 10.0.0.0/8,[::1]:8080', INTERLOCK_DATA_DIR: folder, INTERLOCK_KEY_PREFIX: 'x-1',
@@ -48,6 +48,7 @@ t.test('every variable arrives where it belongs', async (t) => {
     http: {
       host: '0.0.0.0',
       port: 0,
+      workerPort: 12,
       apiKeys: [{ tenant: 'default', sha256: sha256('sixteen-letters-or-more') }, { tenant: 'team-1', sha256: sha256('another:key-of-enough-letters') }]
     },
     redis: { url: 'redis+cluster://a:1,b:2', dataDir: folder, serverBin: bin, keyPrefix: 'x-1', partitions: 4, profile: 'durable' },

@@ -48,10 +48,12 @@ function generationOf (waitedMs: number, leaseMs: number): string {
  */
 export function dueAt (state: State, now: number, { leaseMs, sweepMs }: { leaseMs: number, sweepMs: number }): number | null {
   const times: number[] = []
-  for (const run of state.queue) if (run.due_at !== null) times.push(run.due_at)
   for (const message of state.waiting) if (message.due_at !== null) times.push(message.due_at)
   const { run } = state
-  if (run !== null) {
+  if (run === null) {
+    // While a run is active others wait for it, whether their time has come or not.
+    for (const queued of state.queue) if (queued.due_at !== null) times.push(queued.due_at)
+  } else {
     if (run.started_at !== null) times.push(run.started_at + run.limits.run_timeout_ms)
     const unclaimed = (since: number) => Math.max(since, now) + Math.max(sweepMs, (now - since) / 2)
     if (run.phase.type === 'turn') {

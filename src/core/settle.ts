@@ -141,6 +141,8 @@ const RULES: Rule[] = [
     }
     phase.attempt++
     phase.tries++
+    // From here on it may have to be paid for, whatever becomes of it.
+    run.usage.llm_calls++
     phase.worker = executor.worker
     phase.fence = ++state.fence
     phase.ready_at = now

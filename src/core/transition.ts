@@ -233,6 +233,7 @@ function lapse (draft: Draft, command: Lapse): Refusal | null {
     if (phase.worker === null || phase.fence !== command.fence) return 'nothing_due'
     phase.losses++
     abortWorker(draft, phase.worker, phase.fence, [], 'worker_lost')
+    phase.worker = null
     if (phase.losses >= MAX_LOSSES) {
       const message = `${MAX_LOSSES} workers were lost during this LLM call; look into their logs, then post a new run`
       endRun(draft, run, 'failed', phase.caused_by, { error: { code: 'worker_lost', message, retryable: true } })
@@ -289,7 +290,6 @@ function runningCall (state: State, callId: string, attempt: number): { run: Act
 }
 
 function count (run: ActiveRun, usage: TokenCount | null): void {
-  run.usage.llm_calls++
   if (usage === null) return
   run.usage.input_tokens += usage.input_tokens
   run.usage.output_tokens += usage.output_tokens

@@ -255,7 +255,7 @@ export function createEngine (deps: EngineDeps): Engine {
     const alive = new Set(claimsOf(row.state).map((claim) => claim.worker))
     // A claim is looked at again when its worker's sign, as it stands now, will have run out.
     const signs = [...alive].flatMap((worker) => left.get(worker) ?? [])
-    await store.postpone(conversation, signs.length > 0 ? Math.min(due, now + Math.min(...signs) + 1) : due)
+    await store.postpone(conversation, row, signs.length > 0 ? Math.min(due, now + Math.min(...signs) + 1) : due)
     for (const worker of alive) await feed.tell(worker, { type: 'check', conversation })
   }
 

@@ -119,8 +119,14 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
     return actor
   }
 
-  async function drain (conversation: string, actor: Actor): Promise<void> {
+  /** Begins once everything that happens at this moment has happened: results that come together are stored together. */
+  function wakeUp (conversation: string, actor: Actor): void {
+    if (actor.busy) return
     actor.busy = true
+    process.nextTick(() => void drain(conversation, actor))
+  }
+
+  async function drain (conversation: string, actor: Actor): Promise<void> {
     while (actor.pending.length > 0 || actor.between.length > 0) {
       for (const task of actor.between.splice(0)) task()
       const batch = actor.pending.splice(0)
@@ -241,14 +247,14 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
       return new Promise((resolve, reject) => {
         const actor = actorOf(conversation)
         actor.pending.push({ command, claim: claim ?? null, deadline: clock.now() + patienceMs, resolve, reject })
-        if (!actor.busy) void drain(conversation, actor)
+        wakeUp(conversation, actor)
       })
     },
     peek: (conversation) => actors.get(conversation)?.row ?? undefined,
     between (conversation, task) {
       const actor = actorOf(conversation)
       actor.between.push(task)
-      if (!actor.busy) void drain(conversation, actor)
+      wakeUp(conversation, actor)
     },
     forget: (conversation) => {
       const actor = actors.get(conversation)

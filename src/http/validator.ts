@@ -59,7 +59,7 @@ function isSmall (data: unknown): boolean {
   return walk(data)
 }
 
-const nounOf = (parameter = 'address') => parameter.replace('_id', '') as 'run' | 'conversation' | 'call' | 'address'
+const nounOf = (parameter = 'address') => parameter.replace('_id', '') as Parameters<typeof notFound>[0]
 
 /** Reads what is not a string from text. What cannot be read stays as it is, and fails validation. */
 function fromText (schema: TextSchema, data: Record<string, unknown>): Record<string, unknown> {

@@ -143,7 +143,7 @@ async function leaveServer ({ hold, tether }: Share): Promise<void> {
   const users = clients.split(' ').filter((field) => field === `name=${processName}`).length
   closeSync(hold)
   if (users <= 1 && tether.status !== 'end') await Promise.race([ended, sleep(patience, undefined, { ref: false })])
-  tether.disconnect()
+  if (tether.status !== 'end') tether.disconnect() // else ioredis would wait two seconds for a socket that is gone
 }
 
 /** The write end of `users`, or undefined when no server lives. */

@@ -28,17 +28,15 @@ interface Scope {
 export function createEventService (context: Context): Services['events'] {
   const { store, feed, clock } = context
 
+  /** Checks what can be checked before the conversation is read: whose the run is. */
   async function scopeOf (caller: Caller, where: { conversation_id?: string, run_id?: string }): Promise<Scope> {
-    if (where.run_id === undefined) {
-      const conversation = where.conversation_id ?? ''
-      await rowOf(context, caller, conversation)
-      return { conversation, run_id: null, first: 1, last: null }
-    }
-    const conversation = await conversationOf(context, caller, where.run_id)
-    const [record, end] = await store.docs(conversation, [docNames.run(where.run_id), docNames.end(where.run_id)])
+    const runId = where.run_id
+    if (runId === undefined) return { conversation: where.conversation_id ?? '', run_id: null, first: 1, last: null }
+    const conversation = where.conversation_id ?? await conversationOf(context, caller, runId)
+    const [record, end] = await store.docs(conversation, [docNames.run(runId), docNames.end(runId)])
     return {
       conversation,
-      run_id: where.run_id,
+      run_id: runId,
       first: record == null ? 1 : (JSON.parse(record) as RunRecord).created_seq,
       last: end == null ? null : (JSON.parse(end) as RunEnd).last_seq
     }
@@ -50,6 +48,7 @@ export function createEventService (context: Context): Services['events'] {
   return {
     page: (caller, where, after, limit) => answering(async () => {
       const scope = await scopeOf(caller, where)
+      const { state } = await rowOf(context, caller, scope.conversation)
       const data: StoredEvent[] = []
       let cursor = Math.max(after, scope.first - 1)
       while (data.length < limit && (scope.last === null || cursor < scope.last)) {
@@ -61,25 +60,32 @@ export function createEventService (context: Context): Services['events'] {
         }
         if (events.length < PAGE) break
       }
-      const row = await store.load(scope.conversation)
-      return { data, last_seq: scope.last ?? row?.state.seq ?? 0 }
+      return { data, last_seq: scope.last ?? state.seq }
     }),
 
     live: (caller, where, { after, signal }) => live(caller, where, after, signal)
   }
 
   async function* live (caller: Caller, where: { conversation_id?: string, run_id?: string }, after: number, signal: AbortSignal): AsyncGenerator<LiveItem> {
-    const scope = await answering(() => scopeOf(caller, where))
     const held: Signal[] = []
     let wake: () => void = () => { /* nobody waits yet */ }
     const abort = () => wake()
-    signal.addEventListener('abort', abort)
-    // First listen, then read: what happens in between is seen twice, and told once.
-    const unsubscribe = await answering(() => feed.subscribe(scope.conversation, (one) => {
+    const hear = (one: Signal) => {
       if (held.length >= HELD) held.splice(0, held.length, { kind: 'gap' })
       else held.push(one)
       wake()
-    }))
+    }
+    // First listen, then read: what happens in between is seen twice, and told once.
+    const conversation = where.conversation_id ?? await answering(() => conversationOf(context, caller, where.run_id ?? ''))
+    const unsubscribe = await answering(() => feed.subscribe(conversation, hear))
+    signal.addEventListener('abort', abort)
+    const opened = await answering(() => Promise.all([
+      scopeOf(caller, { ...where, conversation_id: conversation }), rowOf(context, caller, conversation)
+    ])).catch((error: unknown) => {
+      unsubscribe()
+      throw error
+    })
+    const [scope, row] = opened
     let cursor = Math.max(after, scope.first - 1)
 
     /** What the log holds beyond the cursor. */
@@ -105,8 +111,7 @@ export function createEventService (context: Context): Services['events'] {
     const over = () => scope.last !== null && cursor >= scope.last
 
     try {
-      const row = await answering(() => store.load(scope.conversation))
-      const end = scope.last ?? row?.state.seq ?? 0
+      const end = scope.last ?? row.state.seq
       if (after > end) {
         cursor = end
         yield { kind: 'reset', json: JSON.stringify({ type: 'stream.reset', conversation_id: scope.conversation, reason: 'cursor_ahead', last_seq: end }) }

@@ -67,7 +67,7 @@ export interface Services {
     remove: (caller: Caller, id: string) => Promise<void>
   }
   events: {
-    /** A page of stored events with `seq` > `after`, of one run when `run_id` is given. */
+    /** A page of stored events with `seq` > `after`, of one run when `run_id` is given (its conversation as well spares looking it up). */
     page: (caller: Caller, where: { conversation_id?: string, run_id?: string }, after: number, limit: number) => Promise<{ data: StoredEvent[], last_seq: number }>
     /** Live from `after` on: first what is stored, then what comes, gapless and in order; reads from the log as fast as the consumer takes. */
     live: (caller: Caller, where: { conversation_id?: string, run_id?: string }, options: { after: number, signal: AbortSignal }) => AsyncIterable<LiveItem>

@@ -17,18 +17,14 @@ export function createFeed (subscriber: Redis | Cluster, publisher: Redis | Clus
   })
 
   async function on (channel: string, listener: (message: string) => void): Promise<() => void> {
-    const present = listeners.get(channel)
-    if (present !== undefined) {
-      present.add(listener)
+    const present = listeners.get(channel) ?? new Set()
+    listeners.set(channel, present.add(listener))
+    try {
+      // Also when others listen already: their subscription may not have arrived yet.
       await subscriber.subscribe(channel)
-    } else {
-      listeners.set(channel, new Set([listener]))
-      try {
-        await subscriber.subscribe(channel)
-      } catch (error) {
-        off(channel, listener)
-        throw error
-      }
+    } catch (error) {
+      off(channel, listener)
+      throw error
     }
     return () => off(channel, listener)
   }

@@ -86,7 +86,9 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
       const found = conversations.get(conversation)
       if (found === undefined || found.fence !== fence) return false
       const { offset, byte: _, text, ...head } = delta
-      found.partial = { ...head, text: offset === 0 ? text : (found.partial?.text ?? '').slice(0, offset) + text }
+      const before = offset === 0 ? '' : found.partial?.text ?? ''
+      if (before.length < offset) return true
+      found.partial = { ...head, text: before.slice(0, offset) + text + before.slice(offset + text.length) }
       publish(conversation, {
         kind: 'delta', run_id: delta.run_id, turn: delta.turn, json: JSON.stringify({ type: 'turn.delta', conversation_id: conversation, ...head, offset, text })
       })
@@ -113,8 +115,9 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
       return taken
     },
 
-    async postpone (conversation, time) {
-      if (due.has(conversation)) due.set(conversation, time)
+    async postpone (conversation, base, time) {
+      const found = conversations.get(conversation)
+      if (found?.born === base.born && found.version === base.version && due.has(conversation)) due.set(conversation, time)
     },
 
     async findRun (tenant, runId) {

@@ -24,9 +24,7 @@ export function planCommit (commit: Commit): Plan {
   const messages = commit.messages.map((pieces) => compact(pieces.map((piece) => {
     return typeof piece === 'string' ? piece : puts.get(piece.doc) ?? piece
   })))
-  for (const name of drops) {
-    if (puts.delete(name)) drops.delete(name)
-  }
+  for (const name of drops) puts.delete(name)
   return {
     state: JSON.stringify(commit.state),
     events: commit.events.map((event) => ({ seq: event.seq, type: event.type, run_id: event.run_id ?? null, json: JSON.stringify(event) })),

@@ -12,6 +12,8 @@ interface Scripts {
   interlockCommit: (...args: (string | number)[]) => Reply<[number, ...(string | number)[]]>
   interlockAppend: (...args: (string | number)[]) => Reply<number>
   interlockTakeDue: (...args: (string | number)[]) => Reply<string[]>
+  interlockPostpone: (...args: (string | number)[]) => Reply<null>
+  interlockRemove: (...args: (string | number)[]) => Reply<number>
 }
 
 /** Conversations in Redis. `redis` fails fast: a command that cannot be sent rejects, it does not wait (see redis/connect.ts, role `command`). */
@@ -19,6 +21,8 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
   define(redis, 'interlockCommit', 'commit', 7)
   define(redis, 'interlockAppend', 'append', 2)
   define(redis, 'interlockTakeDue', 'take-due', 1)
+  define(redis, 'interlockPostpone', 'postpone', 2)
+  define(redis, 'interlockRemove', 'remove', 7)
   const scripts = redis as unknown as Scripts
 
   return {
@@ -85,18 +89,17 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
     },
 
     async remove (conversation) {
-      const stored = await this.load(conversation)
-      if (stored === null) return false
       const partition = keys.partitionOf(conversation)
-      const names = await redis.hkeys(keys.docs(conversation))
-      const runs = names.filter((name) => name.startsWith('run/')).map((name) => `${name.slice('run/'.length)}:${conversation}`)
-      const batch = redis.multi()
-        .del(keys.row(conversation), keys.messages(conversation), keys.events(conversation), keys.docs(conversation), keys.partial(conversation))
-        .zrem(keys.due(partition), conversation)
-      if (runs.length > 0) batch.zrem(keys.runs(partition, stored.state.tenant), ...runs)
-      await batch.exec()
-      await redis.publish(keys.live(conversation), 'x')
-      return true
+      for (let existed = false; ; existed = true) {
+        const row = await this.load(conversation)
+        // Gone although it was there a moment ago: it may have been this very call, sent again because its reply was lost.
+        if (row === null) return existed
+        const removed = await scripts.interlockRemove(
+          keys.row(conversation), keys.messages(conversation), keys.events(conversation), keys.docs(conversation), keys.partial(conversation),
+          keys.due(partition), keys.runs(partition, row.state.tenant), row.born, conversation, keys.live(conversation)
+        )
+        if (removed === 1) return true
+      }
     },
 
     async takeDue (now, until, limit) {
@@ -109,8 +112,8 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
       return taken
     },
 
-    async postpone (conversation, due) {
-      await redis.zadd(keys.due(keys.partitionOf(conversation)), 'XX', due, conversation)
+    async postpone (conversation, { born, version }, due) {
+      await scripts.interlockPostpone(keys.row(conversation), keys.due(keys.partitionOf(conversation)), born, version, due, conversation)
     },
 
     async findRun (tenant, runId) {

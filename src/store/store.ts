@@ -60,15 +60,15 @@ export interface Store {
   ledger: (conversation: string, from: number, limit?: number) => Promise<string[]>
   /** Events with `seq` > `after`, in order; at most `limit`. */
   log: (conversation: string, after: number, limit: number) => Promise<StoredEvent[]>
-  /** Adds text to the running turn and publishes it. False: the fence is old, nothing was written. */
+  /** Adds text to the running turn and publishes it; drops what lies behind a hole. False: the fence is old, nothing was written. */
   append: (conversation: string, fence: number, delta: Delta) => Promise<boolean>
   partial: (conversation: string) => Promise<Partial | null>
   /** Deletes a conversation with everything of it. False: there was none. */
   remove: (conversation: string) => Promise<boolean>
-  /** Takes up to `limit` conversations whose due time has passed, and makes them due again at `until`: one sweep looks at each. */
+  /** Takes up to `limit` conversations whose due time has passed (or one per partition), and makes them due again at `until`: one sweep looks at each. */
   takeDue: (now: number, until: number, limit: number) => Promise<string[]>
-  /** Changes a due time without a commit. Does nothing if the conversation has none. */
-  postpone: (conversation: string, due: number) => Promise<void>
+  /** Changes a due time without a commit. Does nothing if the conversation has none, or is not at `base` any more. */
+  postpone: (conversation: string, base: { born: string, version: number }, due: number) => Promise<void>
   /** The conversation of a run, if it is this tenant's. */
   findRun: (tenant: string, runId: string) => Promise<string | null>
   /** A tenant's runs from newest to oldest, older than `before`. */

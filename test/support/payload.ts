@@ -62,7 +62,7 @@ function shape (payload: unknown): PayloadFault[] {
   }
   const optional = (at: string, value: unknown, wanted: 'string' | 'boolean' | 'number' | 'object') => {
     if (value === undefined || value === null) return
-    if (wanted === 'object' ? !isObject(value) : typeof value !== wanted) type(at, value, `a ${wanted}`)
+    if (wanted === 'object' ? !isObject(value) : typeof value !== wanted) type(at, value, wanted === 'object' ? 'an object' : `a ${wanted}`)
   }
 
   if (!isObject(payload)) {
@@ -72,9 +72,16 @@ function shape (payload: unknown): PayloadFault[] {
   for (const key of Object.keys(payload)) if (!TOP_LEVEL.has(key)) wrong(key, `Unrecognized request argument supplied: ${key}`)
   if (typeof payload.model !== 'string' || payload.model === '') wrong('model', 'you must provide a model parameter')
   for (const key of ['temperature', 'top_p', 'presence_penalty', 'frequency_penalty', 'max_tokens', 'max_completion_tokens', 'seed', 'n']) optional(key, payload[key], 'number')
-  for (const key of ['stream', 'store', 'parallel_tool_calls', 'logprobs']) optional(key, payload[key], 'boolean')
-  for (const key of ['stream_options', 'response_format', 'metadata']) optional(key, payload[key], 'object')
+  for (const key of ['stream', 'store', 'logprobs']) optional(key, payload[key], 'boolean')
+  for (const key of ['stream_options', 'metadata']) optional(key, payload[key], 'object')
   for (const key of ['user', 'reasoning_effort', 'service_tier', 'verbosity']) optional(key, payload[key], 'string')
+  if (isObject(payload.stream_options)) optional('stream_options.include_usage', payload.stream_options.include_usage, 'boolean')
+  if (isObject(payload.metadata)) for (const [key, value] of Object.entries(payload.metadata)) if (typeof value !== 'string') type(`metadata.${key}`, value, 'a string')
+  const { parallel_tool_calls: parallel, response_format: format } = payload
+  if (parallel !== undefined && typeof parallel !== 'boolean') type('parallel_tool_calls', parallel, 'a boolean')
+  if (format !== undefined && (!isObject(format) || !['text', 'json_object', 'json_schema'].includes(format.type as string))) {
+    wrong('response_format', 'Invalid value for \'response_format\': its type must be \'text\', \'json_object\' or \'json_schema\'.')
+  }
   toolChoice(payload.tool_choice)
   if (payload.tools !== undefined) each('tools', payload.tools, tool)
   if (payload.messages === undefined) missing('messages')
@@ -108,8 +115,9 @@ function shape (payload: unknown): PayloadFault[] {
     if (described === null) return
     onlyFields(`${at}.function`, described, ['name', 'description', 'parameters', 'strict'])
     name(`${at}.function.name`, described.name)
-    optional(`${at}.function.description`, described.description, 'string')
-    optional(`${at}.function.parameters`, described.parameters, 'object')
+    const { description, parameters } = described
+    if (description !== undefined && typeof description !== 'string') type(`${at}.function.description`, description, 'a string')
+    if (parameters !== undefined && !isObject(parameters)) type(`${at}.function.parameters`, parameters, 'an object')
     optional(`${at}.function.strict`, described.strict, 'boolean')
   }
 
@@ -148,6 +156,9 @@ function shape (payload: unknown): PayloadFault[] {
       const partType = isObject(part) ? part.type : undefined
       if (typeof partType !== 'string' || !PART_TYPES[role]?.includes(partType)) wrong(`${at}[${i}].type`, `Invalid value for '${at}[${i}].type': supported values are: ${PART_TYPES[role]?.join(', ')}.`)
       else if (!isObject(part) || part[partType] === undefined) missing(`${at}[${i}].${partType}`)
+      else if (partType === 'text' || partType === 'refusal' ? typeof part[partType] !== 'string' : !isObject(part[partType])) {
+        type(`${at}[${i}].${partType}`, part[partType], partType === 'text' ? 'a string' : 'an object')
+      }
     }
   }
 

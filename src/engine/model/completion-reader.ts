@@ -4,8 +4,8 @@ import { modelError, streamError } from './provider-error.js'
 
 /** Characters of text, refusal, names and arguments one answer may have. A model that writes more is broken or hostile (FAULTS S24). */
 const MAX_ANSWER_CHARS = 16 * 1024 * 1024
-/** Bytes on the wire for one answer; framing is many times its content, silence kept alive by comments is nothing but framing. */
-const MAX_STREAM_BYTES = 64 * MAX_ANSWER_CHARS
+/** Bytes on the wire for one answer: framing is many times its content, and silence kept alive by comments is nothing but framing. */
+const MAX_STREAM_BYTES = 16 * MAX_ANSWER_CHARS
 const MAX_TOOL_CALLS = 512
 
 /** Reads one streamed chat completion. */
@@ -174,7 +174,7 @@ export function completionReader (onText: (text: string) => void): CompletionRea
 /** Whether a part with a name begins another call than the one that stands in its place. */
 function isAnother (call: MergedCall, id: string, args: string): boolean {
   if (id !== '' && call.id !== '' && id !== call.id) return true
-  if (args === '' || call.arguments === '') return false
+  if (args === '') return false
   try {
     JSON.parse(call.arguments)
     return true

@@ -11,20 +11,25 @@ export interface ModelRequest {
   tools?: ChatCompletionTool[]
   /** Sent only together with `tools`. */
   parallel_tool_calls?: boolean
-  /** The run's `model_options`, passed through as they are. */
+  /** The run's `model_options`, passed through. What this request sets itself wins over them, and `tool_choice` goes only together with `tools`. */
   options: Record<string, unknown>
   /** `<run id>.<turn>.<attempt>`; sent as `X-Client-Request-Id`, so that a provider's log can be joined with ours. */
   request_id: string
 }
 
-/** A tool call as the model wrote it. `arguments` is the raw text: nothing here repairs or parses it (FAULTS M4). */
+/**
+ * A tool call as the model wrote it. `arguments` is the raw text: nothing here repairs or parses it (FAULTS M4). `id` may be empty or repeated (FAULTS M9);
+ * `name` is never empty, but may be anything else.
+ */
 export interface ModelToolCall { id: string, name: string, arguments: string }
 
-/** A complete answer: it had a `finish_reason`, or it is not an answer (FAULTS M5). */
+/** A complete answer: it had a `finish_reason`, or it is not an answer (FAULTS M5). It holds text, a refusal or calls, unless it was cut by `length`. */
 export interface ModelAnswer {
   text: string
   refusal: string | null
+  /** `stop`, `tool_calls`, `length` (then the last call's arguments may be cut, and there may be no text at all) or a word of the provider's own. */
   finish_reason: string
+  /** At most 512. A `stop` with calls and a `tool_calls` without are both in use: what counts is this list. */
   tool_calls: ModelToolCall[]
   usage: TokenUsage | null
 }
@@ -46,7 +51,7 @@ export type ModelErrorCode =
   | 'provider_rate_limited' | 'provider_unavailable' | 'provider_timeout' | 'provider_connection'
   | 'provider_truncated' | 'provider_malformed'
   | 'provider_bad_request' | 'provider_unauthorized' | 'provider_model_not_found'
-  | 'context_length_exceeded' | 'content_filter'
+  | 'context_length_exceeded' | 'content_filter' // of the messages, or as the answer's finish_reason
 
 /** Why an LLM call gave no answer. `message` is one sentence and a next step, free of secrets, safe to show. */
 export class ModelError extends Error {

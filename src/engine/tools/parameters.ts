@@ -43,12 +43,21 @@ const options: Options = {
   inlineRefs: false, code: { optimize: false },
   formats: fullFormats
 }
+const metaOptions: Options = { strict: false, logger: false, formats: fullFormats }
 
 /** JSON Schema dialects: how to tell from `$schema`, how to compile, and the dialect's own schema, compiled at the first use. */
 const dialects = [
-  { uri: /^https?:\/\/json-schema\.org\/draft\/2020-12\/schema#?$/, compiler: () => new Ajv2020(options), meta: once(() => new Ajv2020({ strict: false, logger: false, formats: fullFormats }).getSchema('https://json-schema.org/draft/2020-12/schema')) },
-  { uri: /^https?:\/\/json-schema\.org\/draft-07\/schema#?$/, compiler: () => new Ajv(options), meta: once(() => new Ajv({ strict: false, logger: false, formats: fullFormats }).getSchema('http://json-schema.org/draft-07/schema')) }
-] as const
+  {
+    uri: /^https?:\/\/json-schema\.org\/draft\/2020-12\/schema#?$/,
+    compiler: () => new Ajv2020(options),
+    meta: once(() => new Ajv2020(metaOptions).getSchema('https://json-schema.org/draft/2020-12/schema'))
+  },
+  {
+    uri: /^https?:\/\/json-schema\.org\/draft-07\/schema#?$/,
+    compiler: () => new Ajv(options),
+    meta: once(() => new Ajv(metaOptions).getSchema('http://json-schema.org/draft-07/schema'))
+  }
+]
 
 type Schema = Record<string, unknown>
 
@@ -92,12 +101,7 @@ function examine (schema: unknown): ToolFault[] | Compiled {
     return (meta.errors ?? []).slice(0, MAX_PROBLEMS).map(({ instancePath, message }) => ({ pointer: cut(instancePath, 200), detail: message ?? 'is not valid' }))
   }
   try {
-    const validate = within(COMPILE_MS, () => {
-      const ajv = dialect.compiler()
-      // `format: "__proto__"` must be an unknown format, not an inherited one.
-      Object.setPrototypeOf(ajv.formats, null)
-      return ajv.compile(schema)
-    })
+    const validate = within(COMPILE_MS, () => dialect.compiler().compile(schema))
     return { validate, costly: found.costly, chars: JSON.stringify(schema).length }
   } catch (error) {
     const reason = error instanceof DeadlineExceeded ? 'is too large to be compiled' : 'cannot be compiled'
@@ -240,8 +244,7 @@ export function openParameters (): Parameters {
       if (Array.isArray(entry)) {
         throw new ToolError('invalid_arguments', `The tool's parameters are not a schema that can be checked: ${entry[0]?.pointer} ${entry[0]?.detail}`)
       }
-      const refused = new ToolError('invalid_arguments', 'Checking the arguments against the tool\'s parameters takes too long. Try shorter arguments later.')
-      if (performance.now() < entry.refusedUntil) throw refused
+      if (performance.now() < entry.refusedUntil) throw unchecked('it takes too long')
       try {
         // Without costly keywords every node of the schema meets every node of the data at most once. The deadline costs 0.1 ms: spare it the small ones.
         const valid = entry.costly || entry.chars * raw.length > 1_000_000
@@ -249,12 +252,17 @@ export function openParameters (): Parameters {
           : entry.validate(args)
         if (valid) return args
       } catch (error) {
-        if (error instanceof DeadlineExceeded) entry.refusedUntil = performance.now() + PENALTY_MS
-        throw refused
+        if (!(error instanceof DeadlineExceeded)) throw unchecked('the schema is at fault')
+        entry.refusedUntil = performance.now() + PENALTY_MS
+        throw unchecked('it takes too long')
       }
       throw new ToolError('invalid_arguments', describe(entry.validate.errors ?? []))
     }
   }
+}
+
+function unchecked (reason: string): ToolError {
+  return new ToolError('invalid_arguments', `The arguments cannot be checked against the tool's parameters: ${reason}.`)
 }
 
 function parseArguments (raw: string): Record<string, unknown> {

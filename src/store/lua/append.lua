@@ -11,15 +11,19 @@
   ARGV[5] channel
   ARGV[6] what the readers are told
 
-  Returns 1, or 0 when the fence has moved on and nothing was written
+  Returns 1, or 0 when the fence has moved on and nothing was written. Text behind a hole (a piece before it was lost) is dropped:
+  nobody could read it, and it comes again with that piece.
 ]]
 if redis.call('HGET', KEYS[1], 'fence') ~= ARGV[1] then
   return 0
 end
+local at = #ARGV[2] + 1 + ARGV[4]
 if ARGV[4] == '0' then
   redis.call('SET', KEYS[2], ARGV[2] .. '\n' .. ARGV[3])
+elseif redis.call('STRLEN', KEYS[2]) < at then
+  return 1
 else
-  redis.call('SETRANGE', KEYS[2], #ARGV[2] + 1 + ARGV[4], ARGV[3])
+  redis.call('SETRANGE', KEYS[2], at, ARGV[3])
 end
 redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1

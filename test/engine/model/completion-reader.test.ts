@@ -79,6 +79,10 @@ const oddServers: [what: string, deltas: object[], expected: [id: string, name: 
     [['a', 'f', '{"n":1}'], ['b', 'g', '{"m":2}']]],
   ['index 0 for every call', [part({ index: 0, id: 'a', name: 'f', args: '{"n":1}' }), part({ index: 0, id: 'b', name: 'f', args: '{"n":2}' })],
     [['a', 'f', '{"n":1}'], ['b', 'f', '{"n":2}']]],
+  ['index 0 for every call and arguments in pieces', [part({ index: 0, id: 'a', name: 'f', args: '{}' }), part({ index: 0, id: 'b', name: 'f', args: '{"n"' }), part({ index: 0, args: ':2}' })],
+    [['a', 'f', '{}'], ['b', 'f', '{"n":2}']]],
+  ['index 0 for every call and no arguments', [part({ index: 0, id: 'a', name: 'f', args: '' }), part({ index: 0, id: 'b', name: 'g', args: '{}' })],
+    [['a', 'f', ''], ['b', 'g', '{}']]],
   ['the same id for parallel calls', [part({ index: 0, id: 'a', name: 'f', args: '{"n":1}' }), part({ index: 1, id: 'a', name: 'f', args: '{"n":2}' })],
     [['a', 'f', '{"n":1}'], ['a', 'f', '{"n":2}']]],
   ['the same id and no index', [part({ id: 'a', name: 'f', args: '{"n":1}' }), part({ id: 'a', name: 'f', args: '{"n":2}' })],
@@ -167,6 +171,12 @@ t.test('comments, other fields and events of several lines are read as the forma
   t.match(read(Buffer.from(raw)).answer(), { text: 'hi', finish_reason: 'stop', usage: null })
 })
 
+t.test('nothing after [DONE] is read', async (t) => {
+  const { answer, heard } = read(bytesOf(events({ choices: [{ index: 0, delta: { content: 'x' }, finish_reason: 'stop' }] }, '[DONE]', { error: 'late' }, 'no JSON')))
+  t.equal(answer().text, 'x')
+  t.strictSame(heard, ['x'])
+})
+
 t.test('usage: the last of several counts, and one that is no count is left out', async (t) => {
   const finish = { choices: [{ index: 0, delta: { content: 'x' }, finish_reason: 'stop' }] }
   const usageOf = (...usages: unknown[]) => read(bytesOf(events(finish, ...usages.map((usage) => ({ choices: [], usage }))))).answer().usage
@@ -188,7 +198,7 @@ t.test('F9: an error inside the stream may be retried, unless it names a reason 
   t.match(failure(read(bytesOf(answer({ text: 'x', finish: 'error' }))).answer), { code: 'provider_unavailable', retryable: true })
 })
 
-t.test('S24: more than 512 calls, 16 MB of answer or an endless line are refused and not asked for again', async (t) => {
+t.test('S24: more than 512 calls, 16 MB of answer, an endless line or endless comments are refused and not asked for again', async (t) => {
   const flood = { code: 'provider_malformed', retryable: false }
   const many = Array.from({ length: 513 }, (_, index) => part({ index, id: `c${index}`, name: 'f', args: '{}' }))
   t.match(failure(() => read(bytesOf(stream(many)))), flood)
@@ -198,6 +208,7 @@ t.test('S24: more than 512 calls, 16 MB of answer or an endless line are refused
   const text = bytesOf(events({ choices: [{ index: 0, delta: { content: megabyte } }] }))
   t.match(failure(() => read(...Array<Buffer>(17).fill(text))), flood)
   t.match(failure(() => read(...Array<Buffer>(17).fill(Buffer.from(megabyte)))), flood)
+  t.match(failure(() => read(...Array<Buffer>(257).fill(Buffer.from(`:${megabyte.slice(1)}\n`)))), flood)
 })
 
 t.test('S24: an argument or a field named __proto__ pollutes nothing', async (t) => {

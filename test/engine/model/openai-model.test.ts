@@ -176,6 +176,12 @@ t.test('an answer is complete with its finish_reason, even if the connection the
   t.match(await ask(), { finish_reason: 'tool_calls', usage: { total_tokens: 15 } })
 })
 
+t.test('nor does an error event or silence after it spoil the answer', async (t) => {
+  const finish = { choices: [{ index: 0, delta: { content: 'hi' }, finish_reason: 'stop' }] }
+  const { ask } = await setup(t, [events(finish, { error: { message: 'x' } }), events(finish, 'no JSON'), cut(say('hi'), 3, 'stall')], { idleMs: 30 })
+  for (let i = 0; i < 3; i++) t.equal((await ask()).text, 'hi')
+})
+
 t.test('a server that keeps the connection open after [DONE] does not keep the answer', async (t) => {
   const { server, ask } = await setup(t, [cut(say('hi'), 5, 'stall')])
   t.equal((await ask()).text, 'hi')

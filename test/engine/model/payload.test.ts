@@ -67,6 +67,8 @@ const planted: [rule: string, what: string, payload: Json][] = [
   ['schema', 'arguments as an object', { messages: [user, { role: 'assistant', tool_calls: [{ ...toolCall('a'), function: { name: 'work', arguments: {} } }] }, result('a')] }],
   ['schema', 'a tool name with a space', { tools: [tool('do it')] }],
   ['schema', 'parameters as a text', { tools: [{ type: 'function', function: { name: 'work', parameters: '{}' } }] }],
+  ['schema', 'a text part that is no text', { messages: [{ role: 'user', content: [{ type: 'text', text: 7 }] }] }],
+  ['schema', 'a response format of our own', { response_format: { type: 'plan' } }],
   ['schema', 'a temperature as a text', { temperature: '0' }]
 ]
 

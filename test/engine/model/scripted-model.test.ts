@@ -20,7 +20,7 @@ const user = (content: string): ChatCompletionMessageParam => ({ role: 'user', c
 type RunTool = (name: string, args: string) => unknown
 
 /** Runs a conversation to its end with these tools, and keeps history as a run does: arguments that are no JSON enter it as `{}`. */
-async function converse (model: Model, messages: ChatCompletionMessageParam[], tools: ChatCompletionTool[], run: RunTool, parallel = true): Promise<ModelAnswer[]> {
+async function converse (model: Model, messages: ChatCompletionMessageParam[], tools: ChatCompletionTool[], run: RunTool, parallel = true) {
   const turns: ModelAnswer[] = []
   while (turns.length < 20) {
     const options = { parallel_tool_calls: parallel, options: {}, request_id: `r.${turns.length}` }

@@ -1,0 +1,121 @@
+import type { Bar, Mark, Story } from './story.js'
+
+type Paint = (text: string) => string
+
+/** Colours by meaning. */
+export interface Palette { turn: Paint, call: Paint, cut: Paint, failed: Paint, message: Paint, quiet: Paint, strong: Paint }
+
+const plainText: Paint = (text) => text
+const sgr = (code: number): Paint => (text) => text === '' ? '' : `\x1b[${code}m${text}\x1b[0m`
+
+export const noColours: Palette = {
+  turn: plainText, call: plainText, cut: plainText, failed: plainText, message: plainText, quiet: plainText, strong: plainText
+}
+export const colours: Palette = { turn: sgr(36), call: sgr(32), cut: sgr(33), failed: sgr(31), message: sgr(35), quiet: sgr(2), strong: sgr(1) }
+
+export interface ChartOptions {
+  /** Columns of the whole chart. */
+  width: number
+  /** Where the time line ends, in milliseconds behind the run's start. */
+  span: number
+  /** For bars that still grow: milliseconds since 1970. */
+  now: number
+  palette: Palette
+}
+
+/** Columns of the durations on the right. */
+const DURATION = 9
+
+/** Time lines that a growing run is drawn on, one after the other, so that the scale does not change all the time. Seconds. */
+const SCALES = [4, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120]
+
+export const growingSpan = (elapsed: number): number => 1000 * (SCALES.find((s) => s * 1000 >= elapsed + 200) ?? Math.ceil(elapsed / 60_000) * 60)
+
+export const seconds = (ms: number): string => `${(ms / 1000).toFixed(2)} s`
+
+/**
+ * The run on one time line: a thin bar for each LLM call, a thick one for each tool call, and a dotted line down from each message. A call that
+ * was cut short ends in a cross, so that it can be told without colours.
+ */
+export function chart (story: Story, { width, span, now, palette }: ChartOptions): string[] {
+  const label = width >= 100 ? 30 : 25
+  const cells = width - label - DURATION
+  const x = (at: number) => (at - story.from) / span * cells
+  const marks = story.marks().map((mark) => Math.min(cells - 1, Math.floor(x(mark.at))))
+
+  /** A row of the chart: what stands in front, what is drawn, what stands behind. `drawn` begins at cell `at`. */
+  function line (front: string, at: number, drawn: string, paint: Paint, behind: string): string {
+    const before = dotted(0, at)
+    const after = dotted(at + drawn.length, cells)
+    return `${fit(front, label - 1)} ${before}${paint(drawn)}${after}${palette.quiet(behind.padStart(DURATION))}`.trimEnd()
+  }
+
+  function dotted (from: number, to: number): string {
+    let text = ''
+    for (let cell = from; cell < to; cell++) text += marks.includes(cell) ? palette.message('┊') : ' '
+    return text
+  }
+
+  function bar (row: Bar): string {
+    const to = row.to ?? now
+    const start = Math.max(0, Math.min(cells - 1, Math.floor(x(row.from))))
+    const drawn = row.kind === 'turn' ? thin(x(to) - start) : thick(x(to) - start)
+    const end = { running: '', completed: '', failed: '!', cancelled: '╳' }[row.state]
+    const paint = { running: palette[row.kind], completed: palette[row.kind], failed: palette.failed, cancelled: palette.cut }[row.state]
+    const text = (end === '' ? drawn : drawn.slice(0, -1) + end).slice(0, cells - start)
+    return line(row.kind === 'turn' ? `${row.label}  LLM` : `  ${row.label}`, start, text, paint, seconds(Math.max(0, to - row.from)))
+  }
+
+  function message ({ text, at }: Mark): string {
+    const cell = Math.min(cells - 1, Math.floor(x(at)))
+    const quoted = `“${text}”`
+    // To the left of its place in time, where there is room: to the right, time has only begun.
+    const drawn = quoted.length + 1 <= cell ? `${quoted} ◆` : `◆ ${quoted}`.slice(0, cells - cell)
+    return line('message (interrupt)', drawn.startsWith('◆') ? cell : cell - quoted.length - 1, drawn, palette.message, '')
+  }
+
+  return [axis(label, cells, span, palette), ...story.rows.map((row) => row.kind === 'message' ? message(row) : bar(row))]
+}
+
+/** Ticks at round numbers, no closer than seven cells. */
+function axis (label: number, cells: number, span: number, palette: Palette): string {
+  const step = [0.5, 1, 2, 5, 10, 20, 30, 60].find((s) => s * 1000 / span * cells >= 7) ?? 120
+  let text = ''
+  for (let n = 0; n * step * 1000 <= span; n++) {
+    const tick = `${n * step} s`
+    const cell = Math.round(n * step * 1000 / span * cells)
+    if (cell + tick.length <= cells) text = text.padEnd(cell) + tick
+  }
+  return palette.quiet(' '.repeat(label) + text)
+}
+
+/** A bar of that many cells, to the eighth of a cell. */
+function thick (length: number): string {
+  const eighths = Math.max(1, Math.round(length * 8))
+  return '█'.repeat(eighths >> 3) + ['', '▏', '▎', '▍', '▌', '▋', '▊', '▉'][eighths & 7]
+}
+
+function thin (length: number): string {
+  const halves = Math.max(1, Math.round(length * 2))
+  return '━'.repeat(halves >> 1) + (halves & 1 ? '╸' : '')
+}
+
+export function fit (text: string, width: number): string {
+  return text.length > width ? `${text.slice(0, width - 1)}…` : text.padEnd(width)
+}
+
+/** Breaks text at spaces into lines of at most that many characters. */
+export function wrap (text: string, width: number): string[] {
+  return text.split('\n').flatMap((paragraph) => {
+    const lines: string[] = []
+    let line = ''
+    for (const word of paragraph.split(' ')) {
+      if (line !== '' && line.length + 1 + word.length > width) {
+        lines.push(line)
+        line = ''
+      }
+      line = line === '' ? word : `${line} ${word}`
+    }
+    return [...lines, line]
+  })
+}

@@ -1,0 +1,29 @@
+--[[
+  Deletes a conversation with everything of it: as one step, so that nothing a commit adds meanwhile is left behind.
+
+  KEYS[1] row        hash: born
+  KEYS[2] messages   list
+  KEYS[3] events     stream
+  KEYS[4] docs       hash; "run/<run id>" says which entries of the index are its own
+  KEYS[5] partial    string
+  KEYS[6] due        sorted set of the partition
+  KEYS[7] runs       sorted set of tenant and partition, "<run id>:<conversation>"
+
+  ARGV[1] born of the row that is meant
+  ARGV[2] conversation id
+  ARGV[3] channel for its readers
+
+  Returns 1, or 0 when that row is gone
+]]
+if redis.call('HGET', KEYS[1], 'born') ~= ARGV[1] then
+  return 0
+end
+for _, name in ipairs(redis.call('HKEYS', KEYS[4])) do
+  if string.sub(name, 1, 4) == 'run/' then
+    redis.call('ZREM', KEYS[7], string.sub(name, 5) .. ':' .. ARGV[2])
+  end
+end
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+redis.call('ZREM', KEYS[6], ARGV[2])
+redis.call('PUBLISH', ARGV[3], 'x')
+return 1

@@ -1,0 +1,176 @@
+/**
+ * `npm run bench`: what the service costs, beside the floor measured in the same run. Everything runs on this machine, in processes of
+ * its own, and ends by itself. `npm run bench -- --quick` takes fewer samples; a name runs one part (`single`, `many`, `batches`,
+ * `idle`, `turns`, `commands`).
+ */
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { run, type Seen } from './client.js'
+import { countCommands } from './commands.js'
+import { floorLoop } from './floor.js'
+import { cpuMs, residentBytes, startModel, startRedis, startService } from './processes.js'
+
+const quick = process.argv.includes('--quick')
+const parts = process.argv.slice(2).filter((arg) => !arg.startsWith('--'))
+const wants = (part: string) => parts.length === 0 || parts.includes(part)
+
+const quantile = (values: number[], q: number) => [...values].sort((a, b) => a - b)[Math.min(values.length - 1, Math.floor(values.length * q))] as number
+const ms = (value: number) => `${value.toFixed(value < 100 ? 2 : 0)} ms`
+const p = (values: number[]) => `p50 ${ms(quantile(values, 0.5))}  p99 ${ms(quantile(values, 0.99))}`
+let missed = 0
+
+function title (text: string): void {
+  console.log(`\n${text}`)
+}
+
+/** One figure, and whether it keeps within its budget. */
+function figure (name: string, value: string, within?: boolean, budget?: string): void {
+  if (within === false) missed++
+  const verdict = within === undefined ? '' : `${within ? '✓' : '✗'} budget ${budget}`
+  console.log(`  ${name.padEnd(46)} ${value.padEnd(34)} ${verdict}`)
+}
+
+function body (script: string, tool: string | null, limits: object = {}) {
+  return { input: `script:${script}`, model: 'bench', ...(tool !== null && { tools: [{ kind: 'module', name: tool }] }), limits }
+}
+
+function must (seen: Seen): Seen {
+  if (seen.terminal !== 'run.completed') throw new Error(`a run ended with ${seen.terminal}`)
+  return seen
+}
+
+async function times (count: number, task: (i: number) => Promise<number>): Promise<number[]> {
+  const values: number[] = []
+  for (let i = 0; i < count; i++) values.push(await task(i))
+  return values
+}
+
+/** Keeps `width` tasks going until `count` are done; returns the wall time in milliseconds. */
+async function atOnce (count: number, width: number, task: (i: number) => Promise<unknown>): Promise<number> {
+  const started = performance.now()
+  let next = 0
+  await Promise.all(Array.from({ length: width }, async () => {
+    for (let i = next++; i < count; i = next++) await task(i)
+  }))
+  return performance.now() - started
+}
+
+const dir = mkdtempSync(join(tmpdir(), 'interlock-bench-'))
+const redis = await startRedis(dir)
+const model = await startModel()
+const service = await startService({
+  REDIS_URL: redis.url, OPENAI_BASE_URL: `${model.origin}/v1`, OPENAI_API_KEY: 'bench-key-of-no-worth', INTERLOCK_TURN_CONCURRENCY: '2000'
+})
+try {
+  const streaming = floorLoop(model.origin, true)
+  const plain = floorLoop(model.origin, false)
+  const work = { name: 'work', run: (i: number) => ({ i }) }
+
+  console.log('warming up …')
+  await times(quick ? 50 : 200, async () => must(await run(service.origin, body('3x5', 'work'))).end)
+  await times(quick ? 50 : 200, () => streaming('script:3x5', work))
+  await times(quick ? 50 : 200, () => plain('script:3x5', work))
+
+  if (wants('single')) {
+    const count = quick ? 100 : 400
+    const floor: number[] = []
+    const floorPlain: number[] = []
+    const seen: Seen[] = []
+    // In turns, so that a noisy moment of the machine meets all of them.
+    for (let i = 0; i < count; i++) {
+      floor.push(await streaming('script:3x5', work))
+      floorPlain.push(await plain('script:3x5', work))
+      seen.push(must(await run(service.origin, body('3x5', 'work'))))
+    }
+    const ends = seen.map((one) => one.end)
+    const first = seen.map((one) => one.first_event)
+    const ratio = quantile(ends, 0.5) / quantile(floor, 0.5)
+    title(`One run at a time: 3 turns of 5 parallel calls, then the answer (${count} runs)`)
+    figure('floor: bare openai loop, streaming', p(floor))
+    figure('floor: bare openai loop, not streaming', p(floorPlain))
+    figure('Interlock, POST to terminal event', p(ends), ratio <= 6, `<= 6 x floor (${ratio.toFixed(1)} x)`)
+    figure('overhead per run / per LLM call', `${ms(quantile(ends, 0.5) - quantile(floor, 0.5))} / ${ms((quantile(ends, 0.5) - quantile(floor, 0.5)) / 4)}`)
+    figure('first event', p(first), quantile(first, 0.5) <= 3, '<= 3 ms')
+  }
+
+  if (wants('many')) {
+    const count = quick ? 200 : 1000
+    const floorWall = await atOnce(count, 50, () => streaming('script:3x5', work))
+    const before = [cpuMs(service.pid), cpuMs(redis.pid)] as const
+    const ends: number[] = []
+    const wall = await atOnce(count, 50, async () => ends.push(must(await run(service.origin, body('3x5', 'work'))).end))
+    const cpu = [cpuMs(service.pid) - before[0], cpuMs(redis.pid) - before[1]] as const
+    const rate = count / wall * 1000
+    const floorRate = count / floorWall * 1000
+    title(`50 runs at once: 3 turns of 5 parallel calls (${count} runs)`)
+    figure('floor: bare openai loop, streaming', `${floorRate.toFixed(0)} runs/s`)
+    figure('Interlock', `${rate.toFixed(0)} runs/s  ${p(ends)}`, rate >= 0.3 * floorRate, `>= 0.3 x floor (${(rate / floorRate).toFixed(2)} x)`)
+    figure('CPU per run: service / Redis', `${ms(cpu[0] / count)} / ${ms(cpu[1] / count)}`)
+  }
+
+  if (wants('batches')) {
+    title('Parallel calls')
+    const five = await times(quick ? 5 : 20, async () => must(await run(service.origin, body('1x5', 'work_100ms'))).end)
+    figure('5 calls of 100 ms, whole run', p(five), quantile(five, 0.5) <= 107, '<= 107 ms')
+    const ten = await times(quick ? 2 : 5, async () => must(await run(service.origin, body('1x10', 'work_1s'))).end)
+    figure('10 calls of 1 s, whole run', p(ten), quantile(ten, 0.5) <= 1020, '<= 1020 ms')
+  }
+
+  if (wants('turns')) {
+    const turns = 200
+    const { events } = must(await run(service.origin, body(`${turns}x1`, 'work', { max_turns: turns + 1 })))
+    const starts = events.filter((event) => event.type === 'turn.started').map((event) => event.at)
+    const done = events.filter((event) => event.type === 'turn.completed').map((event) => event.at)
+    // From an LLM answer to the next request: what is ours. What the model must be sent grows, and is not in it.
+    const own = starts.slice(1).map((at, i) => at - (done[i] as number))
+    title('The same cost late in a conversation: 200 turns of one call')
+    const early = quantile(own.slice(1, 41), 0.5)
+    const late = quantile(own.slice(-40), 0.5)
+    figure('answer to next turn, turns 2-41', ms(early))
+    figure('answer to next turn, turns 160-200', ms(late), late <= early * 1.5 + 0.2, 'the same')
+  }
+
+  if (wants('commands')) {
+    const { sent, inner } = await countCommands(redis.url, async () => {
+      must(await run(service.origin, body('20x5', 'work', { max_turns: 30 })))
+    })
+    const own = [...sent].filter(([name]) => !/worker|queue|ping/.test(name)).sort((a, b) => b[1] - a[1])
+    const total = own.reduce((sum, [, n]) => sum + n, 0)
+    const path = own.filter(([name]) => /^(commit|hmget)/.test(name) || name === 'script (lock)').reduce((sum, [, n]) => sum + n, 0)
+    // Of the lock's two scripts per turn one releases it, which nobody waits for; the ledger (lrange) is read beside the other.
+    const locks = (sent.get('script (lock)') ?? 0) / 2
+    const trips = (path - locks) / 20
+    title('Redis, per tool turn of 5 calls (20 turns)')
+    for (const [name, n] of own) figure(name, (n / 20).toFixed(2))
+    figure('all commands sent / called by scripts', `${(total / 20).toFixed(1)} / ${(inner / 20).toFixed(1)}`)
+    figure('round trips on the path', trips.toFixed(2), trips <= 5, '<= 5')
+  }
+
+  if (wants('idle')) {
+    const count = quick ? 200 : 1000
+    const before = residentBytes(service.pid)
+    let peak = 0
+    let open = 0
+    const sampler = setInterval(() => { peak = Math.max(peak, residentBytes(service.pid)) }, 50)
+    const started = performance.now()
+    const seen = await Promise.all(Array.from({ length: count }, async () => must(await run(service.origin, body('0x0@3000', null), () => { open++ }))))
+    clearInterval(sampler)
+    const each = (peak - before) / count / 1024
+    title(`${count} idle streaming runs, LLM answers after 3 s`)
+    figure('all ended after', ms(performance.now() - started))
+    figure('first event', p(seen.map((one) => one.first_event)))
+    figure('memory per run (peak growth)', `${each.toFixed(0)} KB (${open} open)`, each <= 120, '<= 120 KB')
+  }
+
+  const stats = await (await fetch(`${model.origin}/_stats`)).json() as { violations?: unknown[] | number }
+  const violations = Array.isArray(stats.violations) ? stats.violations.length : stats.violations ?? 0
+  title('Judged by the model server')
+  figure('invalid payloads', String(violations), violations === 0, '0')
+  console.log(missed === 0 ? '\nEvery budget was kept.' : `\n${missed} budgets were missed.`)
+} finally {
+  await service.stop()
+  await model.stop()
+  await redis.stop()
+  rmSync(dir, { recursive: true, force: true })
+}

@@ -1,0 +1,35 @@
+import { Redis } from 'ioredis'
+import type { Test } from 'tap'
+import { closeRedis, connectRedis, whenReady, type Connection } from '../../src/redis/connect.js'
+import { createFeed } from '../../src/store/feed.js'
+import { createKeys } from '../../src/store/keys.js'
+import { createPresence } from '../../src/store/presence.js'
+import { createRedisStore } from '../../src/store/redis-store.js'
+import { silent } from './redis.js'
+import type { Bench } from './store-conformance.js'
+
+/** The real store on a Redis or a cluster, as a process has it. `nodes`: addresses whose keys belong to it. */
+export async function redisBench (t: Test, url: string, prefix: string, nodes: string[]): Promise<Bench & { command: Connection, nodes: Redis[] }> {
+  const keys = createKeys(prefix, 16)
+  const [command, subscriber] = [connectRedis(url, 'command', silent), connectRedis(url, 'subscriber', silent)]
+  const readers = nodes.map((node) => new Redis(node))
+  t.teardown(async () => {
+    await Promise.all([closeRedis(command), closeRedis(subscriber), ...readers.map((reader) => reader.quit())])
+  })
+  await Promise.all([whenReady(command), whenReady(subscriber)])
+
+  async function leftovers (conversation: string): Promise<string[]> {
+    const found: string[] = []
+    for (const reader of readers) {
+      for await (const some of reader.scanStream({ match: `${prefix}:*`, count: 1000 }) as AsyncIterable<string[]>) {
+        for (const key of some) {
+          if (key.split(':').includes(conversation)) found.push(key)
+          if (await reader.type(key) !== 'zset') continue
+          for (const member of await reader.zrange(key, 0, -1)) if (member === conversation || member.endsWith(`:${conversation}`)) found.push(`${key} ${member}`)
+        }
+      }
+    }
+    return found
+  }
+  return { store: createRedisStore(command, keys), feed: createFeed(subscriber, command, keys), presence: createPresence(command, keys), keys, leftovers, command, nodes: readers }
+}
