@@ -57,7 +57,7 @@ export default tseslint.config(
         { object: 'Math', property: 'random', message: 'chance comes in with the command' },
         { object: 'Date', property: 'now', message: 'time comes in with the command' }
       ],
-      'no-restricted-syntax': ['error', { selector: "NewExpression[callee.name='Date'][arguments.length=0]", message: 'time comes in with the command' }]
+      'no-restricted-syntax': ['error', { selector: 'NewExpression[callee.name=\'Date\'][arguments.length=0]', message: 'time comes in with the command' }]
     }
   }
 )

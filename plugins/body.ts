@@ -33,9 +33,11 @@ export default fp(async (app) => {
     if ((headers['content-encoding'] ?? 'identity') !== 'identity') throw unsupportedMediaType()
   })
 
-  app.addHook('preValidation', async ({ body, routeOptions }) => {
-    if (routeOptions.schema?.body !== undefined || body === undefined) return
-    const fields = typeof body === 'object' && body !== null && !Array.isArray(body) ? Object.keys(body) : null
-    if (fields === null || fields.length > 0) throw validationFailed([{ pointer: '', detail: 'this request takes no body' }])
+  // What a route does not describe it would ignore.
+  app.addHook('preValidation', async ({ body, query, routeOptions: { schema, config } }) => {
+    if (schema?.operationId === undefined || config.open === true) return
+    const [parameter] = Object.keys(query as object)
+    if (schema.querystring === undefined && parameter !== undefined) throw validationFailed([{ in: 'query', pointer: `/${parameter}`, detail: 'unknown field' }])
+    if (schema.body === undefined && body !== undefined && JSON.stringify(body) !== '{}') throw validationFailed([{ pointer: '', detail: 'this request takes no body' }])
   })
 }, { name: 'body', dependencies: ['errors', 'auth'] })

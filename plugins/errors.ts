@@ -21,7 +21,7 @@ export default fp(async (app) => {
   app.setNotFoundHandler((request, reply) => {
     const path = request.url.split('?', 1)[0] as string
     const allow = [...new Set(routes.filter((route) => route.path.test(path)).flatMap(({ methods }) => methods))].sort()
-    return send(allow.length === 0 ? notFound('address') : methodNotAllowed(allow), request, reply)
+    return send(allow.length === 0 || allow.includes(request.method) ? notFound('address') : methodNotAllowed(allow), request, reply)
   })
 
   // Node would answer these two without a body. An expectation may be ignored (RFC 9110, 10.1.1); CONNECT is for proxies.
@@ -41,6 +41,8 @@ function send (problem: ProblemError, request: FastifyRequest, reply: FastifyRep
 
 function problemOf (error: FastifyError | ProblemError, request: FastifyRequest): ProblemError {
   if (error instanceof ProblemError) return error
+  // Files of /docs that are none, or lie outside of it.
+  if (request.routeOptions.url?.startsWith('/docs/') === true && (error.statusCode ?? 500) < 500) return notFound('address')
   switch (error.code) {
     case 'FST_ERR_CTP_BODY_TOO_LARGE': return payloadTooLarge(request.routeOptions.bodyLimit)
     case 'FST_ERR_CTP_INVALID_MEDIA_TYPE': return unsupportedMediaType()

@@ -38,8 +38,8 @@ const SPREAD_MS = 4000
 interface Stream { res: ServerResponse, stop: AbortController, quietTicks: number }
 
 /**
- * Server-sent events. One timer serves all streams: it writes the heartbeats, and runs while there are any. Memory per reader is bounded because nothing is taken from
- * `items` while the socket is full: there is never more than one event waiting beside Node's own buffer.
+ * Server-sent events. One timer serves all streams: it writes the heartbeats, and runs while there are any. Memory per reader is bounded
+ * because nothing is taken from `items` while the socket is full: never more than one event waits beside Node's own buffer.
  */
 export default fp(async (app) => {
   const { heartbeatMs, stallMs, maxStreams } = app.config

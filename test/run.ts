@@ -4,7 +4,7 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -66,7 +66,7 @@ async function step (title: string, command: string[], env: NodeJS.ProcessEnv): 
 
 /** All tests, by tap: one line per file as it ends, what failed in it below, and tap's totals. */
 async function tests (args: string[], env: NodeJS.ProcessEnv): Promise<void> {
-  const tap = start(['tap', '--reporter=tap', ...args], env, 'pipe')
+  const tap = start(['tap', '--reporter=tap', ...args.flatMap(testFiles)], env, 'pipe')
   const exit = once(tap, 'exit')
   const before = { passed, failed }
   let block: string[] = []
@@ -90,6 +90,12 @@ async function tests (args: string[], env: NodeJS.ProcessEnv): Promise<void> {
   // tap can fail without a failed test: no file matches, or it was killed
   if (code !== 0 && failed === before.failed) failed++
   if (code === 0 && passed === before.passed) failed++
+}
+
+/** tap takes every .ts file of a folder for a test. */
+function testFiles (argument: string): string[] {
+  if (!statSync(argument, { throwIfNoEntry: false })?.isDirectory()) return [argument]
+  return readdirSync(argument, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.test.ts')).map((name) => join(argument, name))
 }
 
 function report (ok: boolean, title: string, started: number): void {

@@ -20,24 +20,32 @@ export interface Transcript {
  * message, in order; nothing is empty; the last message is one to answer. A ledger that breaks a rule is repaired here, and the
  * repair is reported: one bad turn must never poison a conversation. Null: nothing is left that a model could answer.
  *
- * A provider's own call id is sent back to it (some insist, FAULTS M10) unless it is empty, too long or was used before (M9).
+ * A provider's own call id is sent back to it (some insist, FAULTS M10) unless it is empty, too long, no Unicode or was used before (M9).
  */
 export function transcript (ledger: Message[], instructions: string | null): Transcript | null {
   const messages: WireMessage[] = []
   const repairs: string[] = []
   const used = new Set<string>()
+  const sound = (message: Message, text: string): string => {
+    const whole = wellFormed(text)
+    if (whole !== text) repairs.push(`message ${message.id} held half a surrogate pair, which was replaced`)
+    return whole
+  }
   if (instructions !== null) messages.push({ role: 'system', content: instructions })
 
   for (let i = 0; i < ledger.length; i++) {
     const message = ledger[i] as Message
     switch (message.role) {
       case 'system':
-        messages.push({ role: 'system', content: textOf(message) })
+        messages.push({ role: 'system', content: sound(message, textOf(message)) })
         break
-      case 'user':
-        if (message.content.length === 0) repairs.push(`empty user message ${message.id} left out`)
-        else messages.push({ role: 'user', content: message.content })
+      case 'user': {
+        const { content } = message
+        if (content.length === 0) repairs.push(`empty user message ${message.id} left out`)
+        else if (typeof content === 'string') messages.push({ role: 'user', content: sound(message, content) })
+        else messages.push({ role: 'user', content: content.map((part) => part.type === 'text' ? { ...part, text: sound(message, part.text) } : part) })
         break
+      }
       case 'tool':
         // Answers are taken together with their assistant message, below; one that stands alone answers nothing.
         repairs.push(`tool message ${message.id} answers no call and was left out`)
@@ -51,12 +59,13 @@ export function transcript (ledger: Message[], instructions: string | null): Tra
           if (answers.has(id) || !calls.some((call) => call.call_id === id)) repairs.push(`tool message ${answer.id} answers no open call and was left out`)
           else answers.set(id, answer)
         }
-        const kept = calls.filter((call) => {
-          if (answers.has(call.call_id)) return true
-          repairs.push(`tool call ${call.call_id} has no result and was left out`)
+        const kept = calls.filter(({ call_id: id }, at) => {
+          const twice = calls.findIndex((call) => call.call_id === id) < at
+          if (!twice && answers.has(id)) return true
+          repairs.push(twice ? `tool call ${id} stands twice and was left out once` : `tool call ${id} has no result and was left out`)
           return false
         })
-        const text = textOf(message)
+        const text = sound(message, textOf(message))
         if (kept.length === 0) {
           if (text === '') repairs.push(`assistant message ${message.id} says nothing and was left out`)
           else messages.push({ role: 'assistant', content: text })
@@ -70,7 +79,7 @@ export function transcript (ledger: Message[], instructions: string | null): Tra
             id: ids.get(call.call_id) as string, type: 'function', function: { name: call.name, arguments: JSON.stringify(call.arguments) }
           }))
         })
-        for (const [id, answer] of answers) messages.push({ role: 'tool', tool_call_id: ids.get(id) as string, content: textOf(answer) || 'null' })
+        for (const [id, answer] of answers) messages.push({ role: 'tool', tool_call_id: ids.get(id) as string, content: sound(answer, textOf(answer)) || 'null' })
       }
     }
   }
@@ -81,15 +90,28 @@ export function transcript (ledger: Message[], instructions: string | null): Tra
   return messages.some((message) => message.role !== 'system') ? { messages, repairs } : null
 }
 
+/** The longest call id a provider takes back. */
+const MAX_ID = 40
+
 const isFinished = (message: WireMessage | undefined): boolean => message?.role === 'assistant' && message.tool_calls === undefined
 
 function textOf ({ content }: Message): string {
   return typeof content === 'string' ? content : content.map((part) => part.type === 'text' ? part.text : '').join('')
 }
 
+/** OpenAI refuses longer ids of tool calls. */
+const MAX_ID_CHARS = 40
+
 function wireId (providerId: string | undefined, callId: string, used: Set<string>): string {
-  const fits = providerId !== undefined && providerId !== '' && providerId.length <= 64 && !used.has(providerId)
-  const id = fits ? providerId : callId
+  const own = providerId !== undefined && providerId !== '' && providerId.length <= MAX_ID_CHARS && providerId === wellFormed(providerId)
+  let id = own && !used.has(providerId) ? providerId : callId
+  // A provider may have given what is our id of another call.
+  while (used.has(id)) id += '_'
   used.add(id)
   return id
+}
+
+/** Node has the method, TypeScript's ES2023 library does not know it yet. */
+function wellFormed (text: string): string {
+  return (text as string & { toWellFormed: () => string }).toWellFormed()
 }

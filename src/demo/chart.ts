@@ -1,4 +1,5 @@
 import type { Bar, Mark, Story } from './story.js'
+import { fit, seconds } from './text.js'
 
 type Paint = (text: string) => string
 
@@ -31,14 +32,12 @@ const SCALES = [4, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120]
 
 export const growingSpan = (elapsed: number): number => 1000 * (SCALES.find((s) => s * 1000 >= elapsed + 200) ?? Math.ceil(elapsed / 60_000) * 60)
 
-export const seconds = (ms: number): string => `${(ms / 1000).toFixed(2)} s`
-
 /**
  * The run on one time line: a thin bar for each LLM call, a thick one for each tool call, and a dotted line down from each message. A call that
  * was cut short ends in a cross, so that it can be told without colours.
  */
 export function chart (story: Story, { width, span, now, palette }: ChartOptions): string[] {
-  const label = width >= 100 ? 30 : 25
+  const label = width >= 100 ? 32 : 27
   const cells = width - label - DURATION
   const x = (at: number) => (at - story.from) / span * cells
   const marks = story.marks().map((mark) => Math.min(cells - 1, Math.floor(x(mark.at))))
@@ -47,7 +46,7 @@ export function chart (story: Story, { width, span, now, palette }: ChartOptions
   function line (front: string, at: number, drawn: string, paint: Paint, behind: string): string {
     const before = dotted(0, at)
     const after = dotted(at + drawn.length, cells)
-    return `${fit(front, label - 1)} ${before}${paint(drawn)}${after}${palette.quiet(behind.padStart(DURATION))}`.trimEnd()
+    return `${fit(front, label - 1)} ${before}${paint(drawn)}${after}${behind === '' ? '' : palette.quiet(behind.padStart(DURATION))}`.trimEnd()
   }
 
   function dotted (from: number, to: number): string {
@@ -70,7 +69,7 @@ export function chart (story: Story, { width, span, now, palette }: ChartOptions
     const cell = Math.min(cells - 1, Math.floor(x(at)))
     const quoted = `“${text}”`
     // To the left of its place in time, where there is room: to the right, time has only begun.
-    const drawn = quoted.length + 1 <= cell ? `${quoted} ◆` : `◆ ${quoted}`.slice(0, cells - cell)
+    const drawn = quoted.length + 1 <= cell ? `${quoted} ◆` : `◆ ${quoted}`.slice(0, cells + DURATION - cell)
     return line('message (interrupt)', drawn.startsWith('◆') ? cell : cell - quoted.length - 1, drawn, palette.message, '')
   }
 
@@ -98,24 +97,4 @@ function thick (length: number): string {
 function thin (length: number): string {
   const halves = Math.max(1, Math.round(length * 2))
   return '━'.repeat(halves >> 1) + (halves & 1 ? '╸' : '')
-}
-
-export function fit (text: string, width: number): string {
-  return text.length > width ? `${text.slice(0, width - 1)}…` : text.padEnd(width)
-}
-
-/** Breaks text at spaces into lines of at most that many characters. */
-export function wrap (text: string, width: number): string[] {
-  return text.split('\n').flatMap((paragraph) => {
-    const lines: string[] = []
-    let line = ''
-    for (const word of paragraph.split(' ')) {
-      if (line !== '' && line.length + 1 + word.length > width) {
-        lines.push(line)
-        line = ''
-      }
-      line = line === '' ? word : `${line} ${word}`
-    }
-    return [...lines, line]
-  })
 }

@@ -1,6 +1,7 @@
 import type { WriteStream } from 'node:tty'
-import { chart, colours, growingSpan, wrap } from './chart.js'
+import { chart, colours, growingSpan } from './chart.js'
 import type { Story } from './story.js'
+import { wrap } from './text.js'
 import { HANGING, type View } from './view.js'
 
 /** Milliseconds between two pictures. */
@@ -30,10 +31,13 @@ export function createLiveView (terminal: WriteStream, story: Story): View {
     replace([axis, ...rows.slice(-room), '', ...written])
   }
 
-  /** Puts these lines where the last picture was. One write, so that it does not flicker. */
+  /**
+   * Puts these lines where the last picture was. One write, so that it does not flicker; and without line wrap, so that a character which is wider
+   * than it says cannot make the picture higher.
+   */
   function replace (lines: string[]): void {
     const up = height > 0 ? `\x1b[${height}A` : ''
-    terminal.write(`\x1b[?25l${up}\r${lines.map((line) => `${line}\x1b[K\n`).join('')}\x1b[J`)
+    terminal.write(`\x1b[?25l\x1b[?7l${up}\r${lines.map((line) => `${line}\x1b[K\n`).join('')}\x1b[J`)
     height = lines.length
   }
 
@@ -53,7 +57,7 @@ export function createLiveView (terminal: WriteStream, story: Story): View {
       timer = undefined
       terminal.off('resize', resized)
       replace([])
-      terminal.write('\x1b[?25h')
+      terminal.write('\x1b[?7h\x1b[?25h')
       height = 0
     }
   }

@@ -1,8 +1,9 @@
 import type { Writable } from 'node:stream'
 import type { StreamedEvent } from './client.js'
-import { noColours, seconds } from './chart.js'
+import { noColours } from './chart.js'
 import { callLabel, type Story } from './story.js'
-import { printable, type View } from './view.js'
+import { count, printable, seconds } from './text.js'
+import type { View } from './view.js'
 
 const WIDTH = 80
 const INDENT = ' '.repeat(11)
@@ -47,7 +48,7 @@ export function createPlainView (out: Writable, story: Story): View {
         return tell(event, `turn ${event.turn}: tried again in ${event.delay_ms} ms (${event.reason})`)
       case 'turn.completed':
         write(true)
-        return event.tool_calls.length === 0 ? undefined : tell(event, `turn ${event.turn}: asks for ${event.tool_calls.length} tool call${event.tool_calls.length === 1 ? '' : 's'}`)
+        return event.tool_calls.length === 0 ? undefined : tell(event, `turn ${event.turn}: asks for ${count(event.tool_calls.length, 'tool call')}`)
       case 'turn.cancelled':
         return tell(event, `turn ${event.turn}: cut short (${event.reason})`)
       case 'tool.started':
@@ -59,7 +60,7 @@ export function createPlainView (out: Writable, story: Story): View {
       case 'tool.cancelled':
         return tell(event, `  ${label(event)} cut short after ${seconds(event.duration_ms)} (${event.reason})`)
       case 'message.accepted':
-        return tell(event, `message (${event.mode}): “${event.content}”`)
+        return tell(event, `message (${event.mode}): “${printable(event.content)}”`)
       case 'run.completed': case 'run.incomplete': case 'run.failed': case 'run.cancelled':
         return tell(event, event.type.replace('.', ' '))
     }

@@ -26,11 +26,11 @@ const characters: [Character, ms: number][] = [
 ]
 
 const locations: [Location, ms: number][] = [
-  [{ id: 1, name: 'Gullhaven', region: 'the coast', population: 2140 }, 520],
+  [{ id: 1, name: 'Gullhaven', region: 'the lowlands', population: 2140 }, 520],
   [{ id: 2, name: 'Stonemere', region: 'the mountains', population: 310 }, 700],
   [{ id: 3, name: 'Reedmarket', region: 'the marshes', population: 870 }, 330],
   [{ id: 4, name: 'Hawk Pass', region: 'the mountains', population: 45 }, 620],
-  [{ id: 5, name: 'Saltgate', region: 'the coast', population: 5600 }, 840]
+  [{ id: 5, name: 'Willowgate', region: 'the lowlands', population: 5600 }, 840]
 ]
 
 /**

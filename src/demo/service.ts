@@ -57,7 +57,7 @@ export async function startService (closers: (() => unknown)[], note: (line: str
       else if (/^(fetching|installing) /.test(msg)) note(`There is no Redis on this machine yet: ${msg} …`)
     }
   })
-  const instance = await openInstance(config, { api: true, worker: true } as { worker: boolean }, log)
+  const instance = await openInstance(config, { worker: true }, log)
   closers.push(instance.stop)
   const app = await buildApp({ services: instance.services, config: { apiKeys: [], host: config.http.host }, logger: log.child({}, { level: 'warn' }) })
   closers.push(() => app.close())

@@ -1,4 +1,5 @@
 import type { StreamedEvent } from './client.js'
+import { printable } from './text.js'
 
 /** A turn's LLM call or a tool call, with its place in time. Milliseconds since 1970; `to` null: it runs. */
 export interface Bar {
@@ -51,7 +52,7 @@ export function createStory (): Story {
 
   function take (event: StreamedEvent): void {
     if (event.type === 'turn.delta') {
-      story.text = story.text.slice(0, event.offset) + event.text
+      story.text = story.text.slice(0, event.offset) + printable(event.text)
       return
     }
     if (event.seq === undefined) return
@@ -67,7 +68,7 @@ export function createStory (): Story {
         open(turn, { kind: 'turn', label: turn, turn: event.turn, from: at })
         break
       case 'turn.completed':
-        story.text = event.text
+        story.text = printable(event.text)
         close(turn, at, 'completed')
         break
       case 'turn.cancelled':
@@ -81,7 +82,7 @@ export function createStory (): Story {
         for (const mark of story.marks()) if (event.type === 'tool.cancelled' && mark.at === at) mark.cancelled++
         break
       case 'message.accepted':
-        story.rows.push({ kind: 'message', text: event.content, at, cancelled: 0 })
+        story.rows.push({ kind: 'message', text: printable(event.content), at, cancelled: 0 })
         break
       case 'run.completed': case 'run.incomplete': case 'run.failed': case 'run.cancelled':
         for (const id of bars.keys()) close(id, at, 'failed')
@@ -120,5 +121,5 @@ export function callLabel ({ name, arguments: args }: Pick<StreamedEvent, 'name'
   const [first] = Object.values(args)
   if (first === undefined) return name
   const text = typeof first === 'string' ? first : JSON.stringify(first)
-  return `${name} ${URL.canParse(text) ? new URL(text).pathname : text}`
+  return printable(`${name} ${URL.canParse(text) ? new URL(text).pathname : text}`)
 }

@@ -15,6 +15,3 @@ export interface View {
 
 /** Text hangs this far to the right, behind its heading. */
 export const HANGING = ' '.repeat(8)
-
-/** Text from outside, without what would move a terminal's cursor or change its colours. */
-export const printable = (text: string): string => text.replace(/[\x00-\x09\x0b-\x1f\x7f-\x9f]/g, ' ') // eslint-disable-line no-control-regex

@@ -82,6 +82,8 @@ interface Pending {
   command: Command
   claim: 'local' | 'spread' | null
   deadline: number
+  /** Whether it is worth waiting for, beyond what a request can wait. */
+  patient: boolean
   resolve: (result: Result) => void
   reject: (error: Error) => void
 }
@@ -177,8 +179,14 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
       if (committed.status === 'conflict') {
         actor.row = committed.row
         fresh = true
-        if (conflicts >= MAX_CONFLICTS) throw new ConflictError(`conversation ${conversation} was changed by others ${conflicts} times in a row; try again`)
-        if (conflicts > 2) await new Promise<void>((resolve) => { clock.after(2 ** conflicts, resolve) })
+        if (conflicts === MAX_CONFLICTS) {
+          const error = new ConflictError(`conversation ${conversation} was changed by others ${conflicts} times in a row; try again`)
+          for (const pending of batch.filter((one) => !one.patient)) pending.reject(error)
+          // A worker's word has been paid for: it is tried until it is heard.
+          batch = batch.filter((one) => one.patient)
+          if (batch.length === 0) return
+        }
+        if (conflicts > 2) await new Promise<void>((resolve) => { clock.after(Math.min(100, 2 ** conflicts), resolve) })
         continue
       }
       const row: Row = { born: committed.born, version: committed.version, state }
@@ -233,6 +241,7 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
       try {
         return await task()
       } catch (error) {
+        if (tries % 10 === 1) log.warn({ err: (error as Error).message, tries }, 'the store does not answer; trying again')
         const now = clock.now()
         const unavailable = new UnavailableError('the store cannot be reached', { cause: error })
         for (const pending of batch) if (pending.deadline <= now) pending.reject(unavailable)
@@ -246,7 +255,7 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
     execute (conversation, command, { claim, patienceMs = IMPATIENT_MS } = {}) {
       return new Promise((resolve, reject) => {
         const actor = actorOf(conversation)
-        actor.pending.push({ command, claim: claim ?? null, deadline: clock.now() + patienceMs, resolve, reject })
+        actor.pending.push({ command, claim: claim ?? null, deadline: clock.now() + patienceMs, patient: patienceMs > IMPATIENT_MS, resolve, reject })
         wakeUp(conversation, actor)
       })
     },

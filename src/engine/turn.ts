@@ -109,9 +109,6 @@ async function acquire ({ leases, clock, settings }: TurnDeps, conversation: str
 function conclude (deps: TurnDeps, run: ActiveRun, spec: PreparedSpec, fence: number, answer: ModelAnswer): Command {
   const { usage } = answer
   if (answer.refusal !== null) return fail(deps, fence, 'refusal', `the model refused to answer: ${answer.refusal.slice(0, 500)}`, false, usage)
-  if (answer.finish_reason === 'content_filter') {
-    return fail(deps, fence, 'content_filter', 'the provider\'s content filter stopped the answer; change the input and post a new run', false, usage)
-  }
   // A call that was cut by the token limit is never run, whatever its arguments look like (FAULTS M3).
   const calls = answer.finish_reason === 'length' ? [] : answer.tool_calls
   return {

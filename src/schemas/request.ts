@@ -44,6 +44,7 @@ const described: Record<number, string> = {
   415: 'The body is not JSON.',
   422: 'The request is not valid; `errors` says where.',
   429: 'Too much at once.',
+  500: 'Something went wrong here; the log knows it by the id in `instance`.',
   503: 'The service cannot work right now.'
 }
 
@@ -52,7 +53,7 @@ export const problems = (...statuses: number[]) => openProblems(401, ...statuses
 
 /** The same for routes that need no key. */
 export function openProblems (...statuses: number[]): Record<number, unknown> {
-  return Object.fromEntries([400, 403, 503, ...statuses].sort().map((status) => [status, {
+  return Object.fromEntries([400, 403, 500, 503, ...statuses].sort().map((status) => [status, {
     description: described[status],
     ...(status === 429 || status === 503 ? { headers: { 'Retry-After': { type: 'integer', description: 'Seconds to wait.' } } } : {}),
     content: { 'application/problem+json': { schema: Problem } }

@@ -4,6 +4,9 @@ import type { Conversation, CreateConversation } from '../schemas/conversation.j
 import type { PostedMessage, PostMessage } from '../schemas/message.js'
 import type { Call, CreateRun, Run } from '../schemas/run.js'
 import type { ToolListing } from '../engine/tools/tool.js'
+import type { StoredEvent } from '../store/store.js'
+
+export type { StoredEvent }
 
 /** Who asks. Another tenant's things do not exist for it. */
 export interface Caller {
@@ -15,22 +18,29 @@ export interface Caller {
 /** `next_cursor` is a position as the service understands it; routes make it opaque. */
 export interface Page<T> { data: T[], next_cursor: string | null }
 
-/** An event as it is stored: `json` is the exact bytes every reader gets. */
-export interface StoredEvent { seq: number, type: string, run_id: string | null, json: string }
-
-/** What a live reader is handed, in order. `delta` is already JSON. `end`: the stream is over, say goodbye. */
+/** What a live reader is handed, in order. `delta` is already JSON. */
 export type LiveItem =
   | { kind: 'event', event: StoredEvent }
   | { kind: 'delta', json: string }
-  /** The cursor cannot be honoured (ahead of the log, or trimmed): start again from `snapshot`, JSON. */
+  /** The cursor cannot be honoured (ahead of the log, or trimmed): the text says from where the stream goes on. */
   | { kind: 'reset', json: string }
 
 export interface LiveOptions {
   /** Deliver what has a greater `seq`. */
   after: number
-  /** Only this run's events and deltas; the stream then ends after the run's terminal event. */
-  run_id?: string
   signal: AbortSignal
+}
+
+/** Whose events: a conversation's, or a run's alone; both together spare looking the run's conversation up. A run's stream ends with it. */
+export interface EventSource { conversation_id?: string, run_id?: string }
+
+/** Which runs: all that fit, newest first. */
+export interface RunQuery {
+  status?: string[]
+  conversation_id?: string
+  metadata?: Record<string, string>
+  cursor?: string
+  limit: number
 }
 
 /**
@@ -41,7 +51,7 @@ export interface Services {
   runs: {
     create: (caller: Caller, body: CreateRun) => Promise<Run>
     get: (caller: Caller, runId: string) => Promise<Run>
-    list: (caller: Caller, query: { status?: string[], conversation_id?: string, metadata?: Record<string, string>, cursor?: string, limit: number }) => Promise<Page<Run>>
+    list: (caller: Caller, query: RunQuery) => Promise<Page<Run>>
     /** Idempotent: an ended run is answered as it is. With `wait` resolves once nothing of it runs any more. */
     cancel: (caller: Caller, runId: string, options: { wait: boolean }) => Promise<Run>
     /** Resolves with the ended run, or after `ms` with the run as it is then. */
@@ -68,9 +78,9 @@ export interface Services {
   }
   events: {
     /** A page of stored events with `seq` > `after`, of one run when `run_id` is given (its conversation as well spares looking it up). */
-    page: (caller: Caller, where: { conversation_id?: string, run_id?: string }, after: number, limit: number) => Promise<{ data: StoredEvent[], last_seq: number }>
+    page: (caller: Caller, where: EventSource, after: number, limit: number) => Promise<{ data: StoredEvent[], last_seq: number }>
     /** Live from `after` on: first what is stored, then what comes, gapless and in order; reads from the log as fast as the consumer takes. */
-    live: (caller: Caller, where: { conversation_id?: string, run_id?: string }, options: { after: number, signal: AbortSignal }) => AsyncIterable<LiveItem>
+    live: (caller: Caller, where: EventSource, options: LiveOptions) => AsyncIterable<LiveItem>
   }
   tools: () => ToolListing[]
   models: () => Promise<{ id: string, default: boolean }[]>

@@ -1,6 +1,6 @@
 import { execFile, spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { appendFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs'
+import { appendFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -10,7 +10,7 @@ import { promisify } from 'node:util'
 import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import { loadConfig, type Config } from '../../src/config.js'
-import { openRedis } from '../../src/redis/embedded.js'
+import { obtainServer, openRedis } from '../../src/redis/embedded.js'
 import { serverFolders } from '../../src/redis/find-server.js'
 import { silent } from '../support/redis.js'
 
@@ -24,7 +24,7 @@ const settings = (dataDir: string, more: NodeJS.ProcessEnv = {}): Config => load
 
 /** A process of its own that uses the Redis of `dataDir`. */
 async function startUser (t: Test, dataDir: string): Promise<{ child: ChildProcess, url: string, lines: AsyncIterator<string> }> {
-  const script = fileURLToPath(new URL('redis-user.ts', import.meta.url))
+  const script = fileURLToPath(new URL('../support/redis-user.ts', import.meta.url))
   const child = spawn(process.execPath, ['--import', 'tsx', script, dataDir], { stdio: ['ignore', 'pipe', 'inherit'], detached: true, env: { ...process.env, TAP: '' } })
   t.teardown(() => child.kill('SIGKILL'))
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
@@ -226,16 +226,40 @@ t.test('what cannot work is said in one sentence that names the setting', async 
   await t.rejects(openRedis(settings(folder), silent), { name: 'ConfigError', message: /The embedded Redis ended at once, saying ".*" \(see .*redis\.log\); set REDIS_URL/ })
 })
 
-t.test('no server and no way to fetch one: one sentence says what to install', async (t) => {
-  const folder = tempFolder(t)
+/** Until `t` ends PATH leads to a folder with nothing but mkfifo. Returns that folder. */
+function barePath (t: Test, folder: string): string {
   const bin = join(folder, 'bin')
   mkdirSync(bin)
-  const mkfifo = serverFolders('/bin').map((place) => join(place, 'mkfifo')).find((path) => existsSync(path))!
-  symlinkSync(mkfifo, join(bin, 'mkfifo'))
+  symlinkSync(serverFolders('/bin').map((place) => join(place, 'mkfifo')).find((path) => existsSync(path))!, join(bin, 'mkfifo'))
   const path = process.env.PATH
   t.teardown(() => { process.env.PATH = path })
   process.env.PATH = bin
+  return bin
+}
+
+t.test('no server and no way to fetch one: one sentence says what to install', async (t) => {
+  const folder = tempFolder(t)
+  barePath(t, folder)
   await t.rejects(openRedis(settings(join(folder, 'data')), silent, []), { name: 'ConfigError', message: /^There is no Redis server on this machine, and none could be fetched \(.*\): install .*apt-get install redis-server.* or set REDIS_URL to / })
+})
+
+t.test('where another package manager may be used, it installs valkey, or redis on releases without it', async (t) => {
+  const { bin: server } = await obtainServer(undefined, silent)
+  const folder = tempFolder(t)
+  const bin = barePath(t, folder)
+  const manager = process.getuid?.() === 0 ? 'apk' : 'brew'
+  writeFileSync(join(bin, manager), `#!/bin/sh
+for package; do :; done
+echo "$@" >> '${folder}/asked'
+case $package in
+  valkey) exit 1;;
+  redis) /bin/ln -s '${server}' '${bin}/redis-server';;
+esac
+`, { mode: 0o755 })
+  const redis = await openRedis(settings(join(folder, 'data')), silent, [bin])
+  await redis.stop()
+  const install = manager === 'apk' ? 'add --no-cache' : 'install'
+  t.equal(readFileSync(join(folder, 'asked'), 'utf8'), `--version\n${install} valkey\n${install} redis\n`)
 })
 
 /** Why a package cannot be fetched here, through no fault of ours. */

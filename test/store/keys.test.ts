@@ -88,6 +88,6 @@ t.test('a run id says its partition, and what is no run id says none that exists
 t.test('conversations are spread evenly', async (t) => {
   const keys = createKeys('il', 16)
   const counts = new Array<number>(16).fill(0)
-  for (let i = 0; i < 16_000; i++) counts[keys.partitionOf(`conv_01J${i}`)]++
+  for (let i = 0; i < 16_000; i++) counts[keys.partitionOf(`conv_01J${i}`)]! += 1
   t.ok(Math.min(...counts) > 800 && Math.max(...counts) < 1200, 'within a fifth of a thousand each', { counts })
 })

@@ -12,7 +12,7 @@ storeConformance(t, {
   presence,
   keys,
   leftovers: async (conversation) => {
-    const [row, messages, events, partial] = await Promise.all([store.load(conversation), store.ledger(conversation, 0), store.log(conversation, 0, 1), store.partial(conversation)])
-    return [row === null ? [] : ['row'], messages, events, partial === null ? [] : ['partial']].flat().map(String)
+    const held = await Promise.all([store.load(conversation), store.partial(conversation), store.ledger(conversation, 0), store.log(conversation, 0, 1)])
+    return held.flat().filter((one) => one !== null).map(String)
   }
 })

@@ -1,6 +1,7 @@
 import t from 'tap'
+import type { Signal } from '../../src/store/store.js'
 import { redisBench } from '../support/redis-bench.js'
-import { testRedis } from '../support/redis.js'
+import { privateRedis, testRedis } from '../support/redis.js'
 import { commitOf, eventOf, stateOf, storeConformance } from '../support/store-conformance.js'
 
 const { url, prefix } = await testRedis(t)
@@ -37,4 +38,26 @@ t.test('I20: an idle conversation has four keys, however much has happened in it
   await store.commit(commitOf('tidy', { born, version }))
   t.same((await bench.leftovers('tidy')).sort(), [keys.row('tidy'), keys.docs('tidy'), keys.events('tidy'), keys.messages('tidy')].sort())
   t.ok((await redis?.hget(keys.row('tidy'), 'tokens') ?? '').length < 9 * 27, 'and its tokens are bounded')
+})
+
+t.test('P10: a reader whose connection was gone is told of the gap, and hears what comes after it', async (t) => {
+  // A server of its own: every reader's connection will be cut.
+  const { url } = await privateRedis(t)
+  const { store, feed, nodes: [redis] } = await redisBench(t, url, 'il', [url])
+  const heard: Signal[] = []
+  let wake = () => { /* nobody waits */ }
+  t.teardown(await feed.subscribe('gap', (signal) => {
+    heard.push(signal)
+    wake()
+  }))
+  const next = () => new Promise<void>((resolve) => { wake = resolve })
+  const gap = next()
+  await redis?.call('CLIENT', 'KILL', 'TYPE', 'pubsub')
+  await store.commit(commitOf('gap', null, { token: 'b'.repeat(26), events: [eventOf('gap', 1)] }))
+  await gap
+  t.same(heard, [{ kind: 'gap' }])
+  const events = next()
+  await store.commit(commitOf('gap', { born: 'b'.repeat(26), version: 1 }, { events: [eventOf('gap', 2)] }))
+  await events
+  t.match(heard, [{ kind: 'gap' }, { kind: 'events', events: [{ seq: 2 }] }])
 })

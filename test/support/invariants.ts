@@ -218,8 +218,10 @@ function judgeLedger ({ conversation, events, messages, runs }: Evidence, wrong:
   // A batch enters the ledger when it closes, or when what is left of it is cancelled.
   const closed = (call: Call) => events.some((event) => event.batch_id === call.batch_id && (event.type === 'batch.completed' || event.type === 'tool.cancelled'))
   for (const call of calls.values()) {
-    const expected = (call.status === 'completed' || call.status === 'failed') && closed(call) ? 1 : 0
-    if ((answered.get(call.call_id) ?? 0) !== expected) wrong(`call ${call.call_id} (${call.status}) has ${answered.get(call.call_id) ?? 0} messages in the ledger`)
+    const said = answered.get(call.call_id) ?? 0
+    // A cancelled call may have left a tombstone.
+    const fits = call.status === 'cancelled' ? said <= 1 : said === (call.ended_at !== null && closed(call) ? 1 : 0)
+    if (!fits) wrong(`call ${call.call_id} (${call.status}) has ${said} messages in the ledger`)
   }
   for (const event of events) {
     if (event.type !== 'turn.completed' || event.text === '' || (event.tool_calls as unknown[]).length > 0) continue

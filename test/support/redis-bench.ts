@@ -25,11 +25,20 @@ export async function redisBench (t: Test, url: string, prefix: string, nodes: s
         for (const key of some) {
           if (key.split(':').includes(conversation)) found.push(key)
           if (await reader.type(key) !== 'zset') continue
-          for (const member of await reader.zrange(key, 0, -1)) if (member === conversation || member.endsWith(`:${conversation}`)) found.push(`${key} ${member}`)
+          const members = await reader.zrange(key, '0', '-1')
+          found.push(...members.filter((member) => member.split(':').at(-1) === conversation).map((member) => `${key} ${member}`))
         }
       }
     }
     return found
   }
-  return { store: createRedisStore(command, keys), feed: createFeed(subscriber, command, keys), presence: createPresence(command, keys), keys, leftovers, command, nodes: readers }
+  return {
+    store: createRedisStore(command, keys),
+    feed: createFeed(subscriber, command, keys),
+    presence: createPresence(command, keys),
+    keys,
+    leftovers,
+    command,
+    nodes: readers
+  }
 }

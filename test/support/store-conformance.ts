@@ -29,9 +29,9 @@ export function stateOf (conversation: string, { tenant = 'tenant', fence }: { t
   const outcome = fence === undefined
     ? transition(null, { type: 'CreateConversation', ...common, operation: 'op', has_system: false })
     : transition(null, {
-      type: 'StartRun', ...common, run_id: 'run', new_conversation: true, due_at: null, models: ['model'], limits: limitsWith(), policy: policyWith(),
-      on_active_run: 'queue', input: 'hi', spec: '{}', executor: { worker: 'w', turn: true, calls: 8, spread: true }
-    })
+        type: 'StartRun', ...common, run_id: 'run', new_conversation: true, due_at: null, models: ['model'], limits: limitsWith(), policy: policyWith(),
+        on_active_run: 'queue', input: 'hi', spec: '{}', executor: { worker: 'w', turn: true, calls: 8, spread: true }
+      })
   if (outcome.refusal !== null) throw new Error(outcome.refusal)
   const { state } = outcome.change
   if (fence !== undefined && state.run?.phase.type === 'turn') state.run.phase.fence = fence
@@ -69,7 +69,9 @@ async function listen (t: Test, feed: Feed, conversation: string): Promise<{ hea
     async quiet () {
       const mark = unique('mark')
       const marked = () => heard.some((signal) => signal.kind === 'stopped' && signal.worker === mark)
-      const come = new Promise<void>((resolve) => { wake = () => { if (marked()) resolve() } })
+      const come = new Promise<void>((resolve) => {
+        wake = () => { if (marked()) resolve() }
+      })
       await feed.announce(conversation, mark)
       if (!marked()) await come
       return heard.filter((signal) => signal.kind !== 'stopped')
@@ -118,15 +120,20 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
   t.test('M3 M6: a commit on an old row stores nothing and is told what stands now', async (t) => {
     const id = unique('conv')
     const base = await stored(store, commitOf(id, null))
-    const now: Row = { ...(await stored(store, commitOf(id, base, { state: { ...stateOf(id), seq: 7 } })) as NonNullable<Base>), state: { ...stateOf(id), seq: 7 } }
+    const state = { ...stateOf(id), seq: 7 }
+    const now: Row = { ...await stored(store, commitOf(id, base, { state })) as NonNullable<Base>, state }
     const { quiet } = await listen(t, feed, id)
     const run = `run_${ulid()}${partitionSuffix(keys.partitionOf(id))}`
     const much = {
       messages: [['"late"']], events: [eventOf(id, 1)], docs: [{ name: 'late', value: '1' }], created: [run], due: 1, state: stateOf(id, { fence: 9 })
     }
-    for (const [why, stale] of Object.entries({
-      'an old version': base, 'no row expected': null, 'another row': { born: ulid(), version: now.version }, 'a version to come': { born: now.born, version: now.version + 1 }
-    })) t.same(await store.commit(commitOf(id, stale, much)), { status: 'conflict', row: now }, why)
+    const stale = {
+      'an old version': base,
+      'no row expected': null,
+      'another row': { born: ulid(), version: now.version },
+      'a version to come': { born: now.born, version: now.version + 1 }
+    }
+    for (const [why, old] of Object.entries(stale)) t.same(await store.commit(commitOf(id, old, much)), { status: 'conflict', row: now }, why)
     t.same(await store.load(id), now)
     t.same(await store.ledger(id, 0), [])
     t.same(await store.log(id, 0, 10), [])

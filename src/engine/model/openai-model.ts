@@ -62,8 +62,8 @@ export function openaiModel ({ apiKey, baseUrl, timeoutMs = 120_000, idleMs = 12
       }
     } catch (thrown) {
       const error: unknown = connection.signal.reason ?? thrown // the client throws an error of its own when we break off
-      // After a finish_reason nothing can spoil the answer. Before it, what is not a ModelError is a broken connection, and `answer` says what that means.
-      if (error instanceof ModelError && !reader.isFinished() && !signal.aborted) throw error
+      // A connection that broke is no error yet: after a finish_reason nothing can spoil the answer, and before it `answer` says that it was cut.
+      if (!isBroken(error) && !(error instanceof ModelError && reader.isFinished())) throw error
     } finally {
       clearTimeout(silence)
       signal.removeEventListener('abort', abort)
@@ -85,6 +85,11 @@ export function openaiModel ({ apiKey, baseUrl, timeoutMs = 120_000, idleMs = 12
   }
 
   return { complete }
+}
+
+/** System, HTTP and abort errors have a code; a mistake in our own code has none and must not pass for a cut stream. */
+function isBroken (error: unknown): boolean {
+  return error instanceof Error && !(error instanceof ModelError) && 'code' in error
 }
 
 /** What is sent: the run's options cannot touch what Interlock decides, and no tool option goes without tools (FAULTS M2). */

@@ -188,6 +188,11 @@ t.test('a server that keeps the connection open after [DONE] does not keep the a
   t.equal((await server.requests()[0]!.ended).aborted, true, 'the connection is closed')
 })
 
+t.test('a mistake in the listener is not taken for a cut stream', async (t) => {
+  const { ask } = await setup(t, [say('hi')])
+  await t.rejects(ask({}, undefined, () => { throw new TypeError('a mistake') }), new TypeError('a mistake'))
+})
+
 t.test('I26: usage of a stream that was cut after it is kept', async (t) => {
   const usage = { choices: [], usage: { prompt_tokens: 3, completion_tokens: 2, total_tokens: 5 } }
   const { fails } = await setup(t, [cut(events(usage, 'x'), 1, 'fin'), events(usage, { error: { message: 'x' } }), events(usage, 'no JSON')])

@@ -3,19 +3,20 @@ import type { AnsweredCall, ScriptedAnswer, ScriptedCall } from './script.js'
 interface Character { id: number, name: string, location_ids: number[], url?: string }
 interface Location { id: number, name: string, region: string, population: number }
 
-/** Everything the tool results said so far. */
-interface Knowledge { characters: Character[], locations: Location[], failures: string[], results: number }
+/** Everything the tool results said so far, and the region that the newest message narrows it down to. */
+interface Knowledge { characters: Character[], locations: Location[], failures: string[], results: number, region: string | null }
 
 interface Step { says: (known: Knowledge) => string, calls: (known: Knowledge) => ScriptedCall[] }
 
 /**
  * The demo: fetch the characters, then two of the related locations, then who else belongs there. Each step is drawn from what the tools really
- * returned, so an interrupt, a failed call or other data lead to another conversation. A call that was made before is never made again, so it always ends.
+ * returned, so an interrupt, a failed call or other data lead to another conversation; whoever names a region in mid-run gets that region alone.
+ * A call that was made before is never made again, so it always ends.
  */
-export function charactersScript (answered: AnsweredCall[], tools: string[]): ScriptedAnswer {
-  const known = learn(answered)
+export function charactersScript (answered: AnsweredCall[], tools: string[], asked: string): ScriptedAnswer {
+  const known = learn(answered, asked)
   const made = new Set(answered.map((call) => `${call.name} ${call.arguments}`))
-  for (const { says, calls } of STEPS) {
+  for (const { says, calls } of known.region === null ? STEPS : NARROWED_STEPS) {
     const wanted = calls(known).filter((call) => tools.includes(call.name) && !made.has(`${call.name} ${call.arguments}`))
     if (wanted.length > 0) return { text: says(known), calls: wanted }
   }
@@ -45,6 +46,17 @@ const STEPS: Step[] = [
   }
 ]
 
+const NARROWED_STEPS: Step[] = [
+  {
+    says: ({ region }) => `Only ${region} from here on. I look up every place I do not know yet, all at once.`,
+    calls: (known) => unknownPlaces(known).map((id) => call('get_location', { id }))
+  },
+  {
+    says: (known) => `In ${known.region} lie ${names(narrowed(known))}. I look at everybody there whom I have not met.`,
+    calls: (known) => residents(known, narrowed(known)).map(({ id }) => call('get_character', { id }))
+  }
+]
+
 function call (name: string, args: Record<string, unknown>): ScriptedCall {
   return { name, arguments: JSON.stringify(args) }
 }
@@ -67,14 +79,24 @@ function neighbours (known: Knowledge): Character[] {
 
 const comparisons = (known: Knowledge): number[] => locationsOf(neighbours(known)).filter((id) => !twoLocations(known).includes(id)).slice(0, 2)
 
+const unknownPlaces = ({ characters, locations }: Knowledge): number[] =>
+  locationsOf(characters).filter((id) => !locations.some((place) => place.id === id)).sort((a, b) => a - b)
+
+const narrowed = ({ locations, region }: Knowledge): Location[] => locations.filter((place) => place.region === region)
+
+const residents = ({ characters }: Knowledge, places: Location[]): Character[] =>
+  characters.filter((one) => places.some(({ id }) => one.location_ids.includes(id)))
+
 function summary (known: Knowledge): string {
-  const { characters, locations, failures } = known
-  const main = locations.filter(({ id }) => twoLocations(known).includes(id))
-  const others = locations.filter((one) => !main.includes(one))
+  const { characters, locations, failures, region } = known
+  const main = region === null ? locations.filter(({ id }) => twoLocations(known).includes(id)) : narrowed(known)
+  const others = region === null ? locations.filter((one) => !main.includes(one)) : []
   const parts = [
-    characters.length === 0 ? 'The list of characters could not be read.' : `There are ${characters.length} characters: ${names(characters)}.`,
+    characters.length === 0 ? 'The list of characters could not be read.'
+      : region === null ? `There are ${characters.length} characters: ${names(characters)}.`
+        : `Of the ${characters.length} characters ${residents(known, main).length} belong to ${region}: ${names(residents(known, main))}.`,
     ...main.map((place) => {
-      const people = characters.filter((one) => one.location_ids.includes(place.id))
+      const people = residents(known, [place])
       return `${place.name} lies in ${place.region} and has ${place.population} inhabitants; ${people.length === 1 ? 'one of the characters belongs' : `${people.length} of the characters belong`} there: ${names(people)}.`
     }),
     others.length === 0 ? '' : `For comparison: ${others.map((place) => `${place.name} in ${place.region} has ${place.population}`).join(', ')}.`,
@@ -89,7 +111,7 @@ function names (things: { name: string }[]): string {
   return all.length < 2 ? all.join('') : `${all.slice(0, -1).join(', ')} and ${all.at(-1)}`
 }
 
-function learn (answered: AnsweredCall[]): Knowledge {
+function learn (answered: AnsweredCall[], asked: string): Knowledge {
   const characters = new Map<number, Character>()
   const locations = new Map<number, Location>()
   const failures: string[] = []
@@ -101,7 +123,9 @@ function learn (answered: AnsweredCall[]): Knowledge {
     }
     if (!found.some((record) => isCharacter(record) || isLocation(record))) failures.push(`${name} ${args} brought nothing readable`)
   }
-  return { characters: [...characters.values()], locations: [...locations.values()], failures, results: answered.length }
+  const regions = [...new Set([...locations.values()].map((place) => place.region))]
+  const region = regions.find((one) => asked.toLowerCase().includes(one.toLowerCase())) ?? null
+  return { characters: [...characters.values()], locations: [...locations.values()], failures, results: answered.length, region }
 }
 
 /** All objects in a value, at any depth a tool's wrapping may have; a JSON text inside it is looked into as well. */

@@ -40,7 +40,7 @@ export function scriptedAnswer (request: ScriptedRequest): ScriptedAnswer {
 
   if (orders.length > 0 && tools.length > 0) return obey(orders, since, request)
   if (tools.includes('list_characters')) {
-    const answer = charactersScript(answeredCalls(messages), tools)
+    const answer = charactersScript(answeredCalls(messages), tools, asked)
     return { ...answer, calls: firstOnly(answer.calls, request) }
   }
   return { text: introduction(asked, tools), calls: [] }
