@@ -37,4 +37,4 @@ export default fp(async (app) => {
   }
 }, { name: 'auth', dependencies: ['security', 'shutdown'] })
 
-const isOpen = ({ url, config }: { url?: string, config: { open?: boolean } }): boolean => config.open === true || url?.startsWith('/docs') === true
+const isOpen = ({ url, config }: { url?: string, config: { open?: boolean } }): boolean => config.open === true || /^\/docs(\/|$)/.test(url ?? '')

@@ -1,7 +1,7 @@
 import type { ServerResponse } from 'node:http'
 import fp from 'fastify-plugin'
 import type { FastifyReply } from 'fastify'
-import { tooManyStreams } from '../src/errors.js'
+import { tooManyStreams, unavailable } from '../src/errors.js'
 import { errorFacts, requestFacts } from '../src/http/request-log.js'
 import { frameOf } from '../src/http/sse-frame.js'
 import type { LiveItem } from '../src/services/services.js'
@@ -10,13 +10,13 @@ declare module 'fastify' {
   interface FastifyInstance {
     /** Streams open in this process. */
     openStreams: () => number
-    /** Throws `too_many_streams` when there is no room for another: for those who would do something before they stream. */
+    /** Throws `too_many_streams` or `unavailable` when no further stream can begin: for those who would do something before they stream. */
     checkStreamRoom: () => void
   }
   interface FastifyReply {
     /**
      * Answers with an event stream of `items` and resolves when it is over: they end, the reader leaves or stops reading, or the app
-     * closes. `items` is handed a signal that fires in the last three cases. Throws `too_many_streams` before anything is sent.
+     * closes. `items` is handed a signal that fires in the last three cases. Throws `too_many_streams` and `unavailable` before anything is sent.
      */
     stream: (status: number, items: (signal: AbortSignal) => AsyncIterable<LiveItem>) => Promise<FastifyReply>
   }
@@ -63,6 +63,7 @@ export default fp(async (app) => {
   app.decorate('openStreams', () => streams.size)
 
   const checkRoom = () => {
+    if (app.closing.aborted) throw unavailable()
     if (streams.size >= maxStreams) throw tooManyStreams(10)
   }
   app.decorate('checkStreamRoom', checkRoom)
@@ -73,11 +74,15 @@ export default fp(async (app) => {
     const stream: Stream = { res, stop: new AbortController(), quietTicks: 0 }
     const { signal } = stream.stop
     this.hijack()
+    // The reader left while we looked for what it wanted: there is nothing to write to, and `close` has been.
+    if (res.closed) return this
     streams.add(stream)
     heart ??= setInterval(beat, heartbeatMs / ticks)
     res.once('close', () => {
       streams.delete(stream)
       stream.stop.abort()
+      // An answer that was finished is logged as every request is.
+      if (!res.writableFinished) request.log.info(requestFacts(request), 'stream cut off')
       if (streams.size > 0) return
       clearInterval(heart)
       heart = undefined

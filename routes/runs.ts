@@ -62,10 +62,11 @@ export default (async (app) => {
   })
 
   /** The run once it has ended or the time is over; as it was created when nobody is left to wait for it. */
-  function waited (reply: FastifyReply, caller: Caller, created: Run, seconds: number): Promise<Run> {
+  async function waited (reply: FastifyReply, caller: Caller, created: Run, seconds: number): Promise<Run> {
+    if (reply.raw.closed || app.closing.aborted) return created
     // Nothing moves on the connection while we wait, which is no reason to close it.
     reply.raw.on('timeout', () => {})
-    return new Promise((resolve, reject) => {
+    return await new Promise((resolve, reject) => {
       const leave = () => resolve(created)
       reply.raw.once('close', leave)
       app.closing.addEventListener('abort', leave, { once: true })

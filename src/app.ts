@@ -68,6 +68,9 @@ export async function buildApp ({ services, config, routes = 'all', logger }: Ap
       headersTimeout: settings.requestTimeoutMs,
       // Node looks for late requests at this interval, by default only every 30 s.
       connectionsCheckingInterval: Math.min(1000, settings.requestTimeoutMs / 2),
+      // A peer that vanished without a word is noticed, also when there is nothing to send to it (FAULTS E7).
+      keepAlive: true,
+      keepAliveInitialDelay: 30_000,
       // Node would answer without a body; plugins/security.ts does it with a problem.
       requireHostHeader: false
     }

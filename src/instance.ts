@@ -1,3 +1,4 @@
+import type { Logger } from 'pino'
 import { monotonicFactory } from 'ulid'
 import type { Config } from './config.js'
 import { createEngine, type Engine } from './engine/engine.js'
@@ -69,11 +70,12 @@ function pooledRandom (): () => number {
 }
 
 /** Puts a process together from its parts. Nothing here decides anything. */
-export async function openInstance (config: Config, roles: Roles, log: Log): Promise<Instance> {
-  const redis = await openRedis(config, log)
+export async function openInstance (config: Config, roles: Roles, log: Logger): Promise<Instance> {
+  const redisLog = log.child({ component: 'redis' })
+  const redis = await openRedis(config, redisLog)
   const connections: Connection[] = []
   const connect = (role: Role) => {
-    const connection = connectRedis(redis.url, role, log)
+    const connection = connectRedis(redis.url, role, redisLog)
     connections.push(connection)
     return connection
   }
@@ -81,7 +83,7 @@ export async function openInstance (config: Config, roles: Roles, log: Log): Pro
   const keys = createKeys(config.redis.keyPrefix, config.redis.partitions)
   const store = createRedisStore(command, keys)
   const feed = createFeed(connect('subscriber'), command, keys)
-  const hints = createHintQueue(connect('queue'), keys.queuePrefix, log)
+  const hints = createHintQueue(connect('queue'), keys.queuePrefix, log.child({ component: 'queue' }))
   const ulid = monotonicFactory(pooledRandom())
   const ids: Ids = { next: () => ulid() }
   const provider = await openProvider(config, roles, log)
@@ -98,10 +100,11 @@ export async function openInstance (config: Config, roles: Roles, log: Log): Pro
   }
   let engine: Engine | null = null
   const metrics = createMetrics(() => engine?.load() ?? { turns: 0, calls: 0 })
-  const shared = { store, feed, hints, tools, clock, ids, log, settings, observe: metrics.observe }
+  const engineLog = log.child({ component: 'engine', worker: settings.worker })
+  const shared = { store, feed, hints, tools, clock, ids, log: engineLog, settings, observe: metrics.observe }
   if (roles.worker) {
     const model = openaiModel({ ...provider.connection, timeoutMs: config.model.timeoutMs, idleMs: config.model.idleMs, concurrency: config.model.concurrency })
-    const leases = createLeases(connect('lock'), keys, settings.leaseMs, log)
+    const leases = createLeases(connect('lock'), keys, settings.leaseMs, engineLog)
     engine = createEngine({ ...shared, presence: createPresence(command, keys), leases, model, random: Math.random })
   }
   const executed: Executed = engine ?? createExecute(shared, null)
@@ -147,7 +150,7 @@ export async function openInstance (config: Config, roles: Roles, log: Log): Pro
         concurrency: settings.turns,
         stalledMs: config.worker.stalledMs,
         sweepMs: settings.sweepMs,
-        log
+        log: log.child({ component: 'worker', worker: settings.worker })
       })
     }
     state = 'working'

@@ -43,20 +43,6 @@ const RULES: Rule[] = [
     return true
   },
 
-  /** A delayed message whose time has come is one to steer the active run with, if there is one. */
-  function releaseDelayedMessages (draft) {
-    const { state, now } = draft
-    const due = state.waiting.filter((message) => message.due_at !== null && message.due_at <= now).sort((a, b) => (a.due_at as number) - (b.due_at as number))
-    if (due.length === 0) return false
-    state.waiting = [...state.waiting.filter((message) => !due.includes(message)), ...due]
-    for (const message of due) {
-      message.due_at = null
-      message.mode = 'steer'
-      message.run_id = state.run?.id ?? null
-    }
-    return true
-  },
-
   /** All calls that may start now are dispatched, in request order, before any of them works. */
   function dispatchCalls (draft) {
     const phase = openBatch(draft)
@@ -127,6 +113,16 @@ const RULES: Rule[] = [
     return true
   },
 
+  /** A turn that would pass a limit does not become one, whatever made it due: the run ends instead. */
+  function keepLimits (draft) {
+    const { run } = draft.state
+    if (run?.phase.type !== 'turn' || run.phase.attempt > 0) return false
+    const { max_turns: maxTurns, max_total_tokens: maxTokens } = run.limits
+    const reached = run.answers >= maxTurns ? 'max_turns' : maxTokens !== null && run.usage.total_tokens >= maxTokens ? 'max_total_tokens' : null
+    if (reached !== null) endRun(draft, run, 'incomplete', run.phase.caused_by, { stop_reason: reached })
+    return reached !== null
+  },
+
   /** A due turn is given to the executor, with a new fence. */
   function claimTurn (draft) {
     const { state, executor, now } = draft
@@ -161,6 +157,23 @@ const RULES: Rule[] = [
   }
 ]
 
+/**
+ * Delayed messages whose time has come are there to steer from now on: the active run, if there is one. Done before a command is
+ * recorded, so that what was due earlier comes before what happens now.
+ */
+export function releaseDelayedMessages ({ state, now }: Draft): boolean {
+  const due = state.waiting.filter((message) => message.due_at !== null && message.due_at <= now).sort((a, b) => (a.due_at as number) - (b.due_at as number))
+  if (due.length === 0) return false
+  state.waiting = [...state.waiting.filter((message) => !due.includes(message)), ...due]
+  for (const message of due) {
+    message.due_at = null
+    message.mode = 'steer'
+    // One that was posted to a run which still waits stays with it.
+    if (!state.queue.some((run) => run.id === message.run_id)) message.run_id = state.run?.id ?? null
+  }
+  return true
+}
+
 function openBatch ({ state }: Draft): BatchPhase | null {
   return state.run?.phase.type === 'batch' ? state.run.phase : null
 }
@@ -169,16 +182,12 @@ function dueTurn (turn: number, now: number, causedBy: number[]): TurnPhase {
   return { type: 'turn', turn, attempt: 0, tries: 0, model: 0, losses: 0, worker: null, fence: 0, ready_at: now, caused_by: causedBy }
 }
 
-/** What follows a turn that is over: its answer ends the run, unless a message waits for one; else the next turn is due, if the limits allow it. */
+/** What follows a turn that is over: its answer ends the run, unless a message waits for one; else the next turn is due. */
 export function concludeTurn (draft: Draft, run: ActiveRun, causedBy: number[], answer: { output: unknown } | null): void {
   const { state } = draft
   const waiting = state.waiting.filter((message) => message.run_id === run.id && message.due_at === null)
   if (answer !== null && waiting.length === 0) {
     endRun(draft, run, 'completed', causedBy, { output: answer.output })
-  } else if (run.answers >= run.limits.max_turns) {
-    endRun(draft, run, 'incomplete', causedBy, { stop_reason: 'max_turns' })
-  } else if (run.limits.max_total_tokens !== null && run.usage.total_tokens >= run.limits.max_total_tokens) {
-    endRun(draft, run, 'incomplete', causedBy, { stop_reason: 'max_total_tokens' })
   } else {
     if (answer !== null) for (const message of waiting) message.mode = 'steer'
     run.final = null
@@ -307,7 +316,7 @@ export function settleCall (
  * leave no trace; a message none of whose calls has one does not enter at all.
  */
 function link (draft: Draft, run: ActiveRun, phase: BatchPhase, keepCompleted = true): void {
-  const kept = keepCompleted ? phase.calls.filter((call) => call.status !== 'cancelled' || leavesTombstone(run, call)) : []
+  const kept = phase.calls.filter((call) => call.status === 'cancelled' ? leavesTombstone(run, call) : keepCompleted)
   if (kept.length > 0) {
     const calls = kept.flatMap((call, index): Piece[] => [index === 0 ? '"tool_calls":[' : ',', { doc: docNames.call(call.id) }])
     append(draft, [{ doc: docNames.text(phase.turn) }, ...calls, ']}'])

@@ -99,11 +99,8 @@ function textOf ({ content }: Message): string {
   return typeof content === 'string' ? content : content.map((part) => part.type === 'text' ? part.text : '').join('')
 }
 
-/** OpenAI refuses longer ids of tool calls. */
-const MAX_ID_CHARS = 40
-
 function wireId (providerId: string | undefined, callId: string, used: Set<string>): string {
-  const own = providerId !== undefined && providerId !== '' && providerId.length <= MAX_ID_CHARS && providerId === wellFormed(providerId)
+  const own = providerId !== undefined && providerId !== '' && providerId.length <= MAX_ID && providerId === wellFormed(providerId)
   let id = own && !used.has(providerId) ? providerId : callId
   // A provider may have given what is our id of another call.
   while (used.has(id)) id += '_'

@@ -2,7 +2,7 @@ import type { Command, CompleteCall, CompleteTurn, CreateConversation, FailTurn,
 import { append, docNames, emit, iso, messageJson, put, remember, type Doc, type Draft, type Effect, type Piece } from './draft.js'
 import type { Event } from './event.js'
 import { editMessage, postMessage, withdrawMessage } from './messages.js'
-import { abortWorker, concludeTurn, endQueuedRun, endRun, failCall, restartTurn, rollBack, settle, settleCall } from './settle.js'
+import { abortWorker, concludeTurn, endQueuedRun, endRun, failCall, releaseDelayedMessages, restartTurn, rollBack, settle, settleCall } from './settle.js'
 import type { ActiveRun, BatchPhase, CallState, QueuedRun, State, TurnPhase } from './state.js'
 
 /** Why a command changed nothing. `stale`: it comes from a worker that lost the right to write, or for something already settled. */
@@ -41,9 +41,10 @@ export function transition (state: State | null, command: Command): Outcome {
     created: [],
     rewind: null
   }
+  const released = releaseDelayedMessages(draft)
   const refusal = state !== null && command.type === 'CreateConversation' ? 'exists' : record(draft, command)
   if (refusal !== null && refusal !== 'nothing_due') return { refusal }
-  const changed = settle(draft)
+  const changed = settle(draft) || released
   if (refusal === 'nothing_due' && !changed) return { refusal }
   const { state: next, messages, events, docs, effects, created, rewind } = draft
   return { refusal: null, change: { state: next, messages, events, docs, effects, created, rewind } }

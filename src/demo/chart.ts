@@ -39,8 +39,9 @@ export const growingSpan = (elapsed: number): number => 1000 * (SCALES.find((s) 
 export function chart (story: Story, { width, span, now, palette }: ChartOptions): string[] {
   const label = width >= 100 ? 32 : 27
   const cells = width - label - DURATION
-  const x = (at: number) => (at - story.from) / span * cells
-  const marks = story.marks().map((mark) => Math.min(cells - 1, Math.floor(x(mark.at))))
+  const x = (at: number) => (at - story.from) * cells / span
+  const cellOf = (at: number) => Math.max(0, Math.min(cells - 1, Math.floor(x(at))))
+  const marks = story.marks().map((mark) => cellOf(mark.at))
 
   /** A row of the chart: what stands in front, what is drawn, what stands behind. `drawn` begins at cell `at`. */
   function line (front: string, at: number, drawn: string, paint: Paint, behind: string): string {
@@ -57,20 +58,21 @@ export function chart (story: Story, { width, span, now, palette }: ChartOptions
 
   function bar (row: Bar): string {
     const to = row.to ?? now
-    const start = Math.max(0, Math.min(cells - 1, Math.floor(x(row.from))))
-    const drawn = row.kind === 'turn' ? thin(x(to) - start) : thick(x(to) - start)
+    const start = cellOf(row.from)
+    const length = Math.min(x(to), cells) - start
+    const drawn = row.kind === 'turn' ? thin(length) : thick(length)
     const end = { running: '', completed: '', failed: '!', cancelled: '╳' }[row.state]
     const paint = { running: palette[row.kind], completed: palette[row.kind], failed: palette.failed, cancelled: palette.cut }[row.state]
-    const text = (end === '' ? drawn : drawn.slice(0, -1) + end).slice(0, cells - start)
-    return line(row.kind === 'turn' ? `${row.label}  LLM` : `  ${row.label}`, start, text, paint, seconds(Math.max(0, to - row.from)))
+    return line(row.kind === 'turn' ? `${row.label}  LLM` : `  ${row.label}`, start, end === '' ? drawn : drawn.slice(0, -1) + end, paint, seconds(Math.max(0, to - row.from)))
   }
 
   function message ({ text, at }: Mark): string {
-    const cell = Math.min(cells - 1, Math.floor(x(at)))
+    const cell = cellOf(at)
     const quoted = `“${text}”`
-    // To the left of its place in time, where there is room: to the right, time has only begun.
-    const drawn = quoted.length + 1 <= cell ? `${quoted} ◆` : `◆ ${quoted}`.slice(0, cells + DURATION - cell)
-    return line('message (interrupt)', drawn.startsWith('◆') ? cell : cell - quoted.length - 1, drawn, palette.message, '')
+    const front = `interrupt${`${quoted} `.padStart(label + cell - 'interrupt'.length)}`
+    // To the left of its place in time, where there is room.
+    if (front.length === label + cell) return palette.message(`${front}◆`)
+    return line('interrupt', cell, `◆ ${quoted}`.slice(0, cells + DURATION - cell), palette.message, '')
   }
 
   return [axis(label, cells, span, palette), ...story.rows.map((row) => row.kind === 'message' ? message(row) : bar(row))]

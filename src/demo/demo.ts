@@ -10,7 +10,7 @@ import { createLiveView } from './live-view.js'
 import { createPlainView } from './plain-view.js'
 import type { DemoService } from './service.js'
 import { createStory, type Story } from './story.js'
-import { wrap } from './text.js'
+import { printable, wrap } from './text.js'
 import { faults, readBack, totals } from './totals.js'
 import { HANGING, type View } from './view.js'
 
@@ -38,7 +38,15 @@ const story = createStory()
 const view: View = terminal.isTTY && !process.env.NO_COLOR && process.env.TERM !== 'dumb' ? createLiveView(terminal, story) : createPlainView(terminal, story)
 
 const stop = new AbortController()
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => stop.abort(signal))
+let firstSignal = Infinity
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  process.on(signal, () => {
+    // Ctrl-C comes several times at once: from the terminal, from npm and from tsx. Who presses it again later does not want to wait.
+    if (performance.now() - firstSignal > 1000) process.exit(128 + constants.signals[signal])
+    firstSignal = Math.min(firstSignal, performance.now())
+    stop.abort(signal)
+  })
+}
 // Whoever reads us has seen enough.
 process.stdout.on('error', () => stop.abort('SIGPIPE'))
 
@@ -48,8 +56,9 @@ try {
   await demo()
 } catch (error) {
   view.end()
+  if (!stop.signal.aborted) complain(error as Error)
+  else if (stop.signal.reason !== 'SIGPIPE') view.print(['Stopped.'])
   if (stop.signal.aborted) process.exitCode = 128 + constants.signals[stop.signal.reason as 'SIGINT']
-  else complain(error as Error)
 }
 for (const close of closers.reverse()) {
   try {
@@ -62,21 +71,22 @@ for (const close of closers.reverse()) {
 if (process.exitCode !== undefined) process.exit()
 
 async function demo (): Promise<void> {
-  const { strong, quiet, turn: blue } = view.palette
+  const { strong, quiet, turn: accent } = view.palette
   view.print(['', `${strong('Interlock')}  one run on the whole service, drawn while it happens`, quiet('Starting HTTP API, worker and Redis …')])
   // The imports alone take a second or two: by now there is something to read.
   const { startService } = await import('./service.js')
   service = await startService(closers, (line) => view.print([line]))
   const client = createClient(service.url, stop.signal)
-  view.print(text([
-    `API and worker on ${service.url}, ${service.redis}, a sample API for the tools on ${service.sampleUrl}.`,
-    service.provider === null
-      ? 'No OPENAI_API_KEY is set: the built-in scripted model answers, behind the OpenAI wire protocol.'
-      : `The model is ${service.model ?? 'the one'} of ${service.provider}.`
-  ]))
-
-  const run = await client.post<Run>('/runs', await request(client, service))
-  view.print(['', ...hanging('POST', `/runs → ${run.id}`), ...hanging('input', `“${INPUT}”`), ''])
+  const body = await request(client, service)
+  view.print([
+    ...hanging('service', `API and worker on ${service.url}, on ${service.redis}`),
+    ...hanging('tools', `${body.tools.map((tool) => tool.name).join(', ')}, on a sample API at ${service.sampleUrl}`),
+    ...hanging('model', service.provider === null
+      ? 'no OPENAI_API_KEY, so the built-in scripted model answers, behind the OpenAI protocol'
+      : `${body.model} of ${service.provider}`)
+  ])
+  const run = await client.post<Run>('/runs', body)
+  view.print([...hanging('run', `POST /runs → ${run.id}`), ...hanging('input', `“${INPUT}”`), ''])
   const { streamed, reactionMs } = await follow(client, run)
   view.end()
 
@@ -84,11 +94,11 @@ async function demo (): Promise<void> {
   const kept = await readBack(client, run.id, run.conversation_id)
   if (process.env.REDIS_URL) await client.remove(`/conversations/${run.conversation_id}`)
   const span = Math.max(1, (story.to ?? Date.now()) - story.from)
-  view.print(['', ...chart(story, { width: view.width(), span, now: story.from + span, palette: view.palette }), ''])
+  view.print([...chart(story, { width: view.width(), span, now: story.from + span, palette: view.palette }), ''])
   if (ended.status !== 'completed') {
-    throw new DemoError(`The run is ${ended.status}. ${ended.error?.message ?? 'Run the demo again; a quicker model may help.'}`)
+    throw new DemoError(ended.error === null ? `The run is ${ended.status}: run the demo again, perhaps with another model.` : `The run failed: ${ended.error.message}`)
   }
-  view.print(hanging('answer', String(ended.output), blue))
+  view.print(hanging('answer', printable(String(ended.output)), accent))
   view.print(['', ...totals(story, { llmCalls: ended.usage.llm_calls, reactionMs, kept }).map(([name, what]) => `${strong(name.padEnd(13))}${what}`), ''])
   const wrong = faults(kept, streamed, reactionMs === null ? null : INTERRUPT)
   if (wrong.length > 0) throw new DemoError(`What was stored is not in order: ${wrong.join('; ')}. This is a bug: please report it with the output above.`)
@@ -128,7 +138,8 @@ function isTimeToInterrupt (story: Story, event: StreamedEvent): boolean {
   return event.type === 'tool.completed' && calls.some((call) => call.turn === event.turn && call.state === 'running')
 }
 
-async function request (client: Client, { sampleUrl, model, provider }: DemoService): Promise<object> {
+/** The body of `POST /runs`. */
+async function request (client: Client, { sampleUrl, model, provider }: DemoService) {
   const id = { type: 'object', properties: { id: { type: 'integer' } }, required: ['id'], additionalProperties: false }
   const tool = (name: string, path: string, description: string, parameters?: object) => (
     { kind: 'http', name, method: 'GET', url: `${sampleUrl}${path}`, effects: 'read', description, ...(parameters && { parameters }) })
@@ -154,10 +165,6 @@ async function onlyModel (client: Client, provider: string): Promise<string> {
   if (data.length === 1 && first !== undefined) return first.id
   const known = data.slice(0, 8).map((model) => model.id).join(', ')
   throw new DemoError(`Which model of ${provider} shall answer? Set OPENAI_MODEL${known === '' ? '' : `, for example to one of: ${known}`}.`)
-}
-
-function text (sentences: string[]): string[] {
-  return sentences.flatMap((sentence) => wrap(sentence, view.width()))
 }
 
 /** Wrapped text behind its heading. */

@@ -37,7 +37,7 @@ export function createLiveView (terminal: WriteStream, story: Story): View {
    */
   function replace (lines: string[]): void {
     const up = height > 0 ? `\x1b[${height}A` : ''
-    terminal.write(`\x1b[?25l\x1b[?7l${up}\r${lines.map((line) => `${line}\x1b[K\n`).join('')}\x1b[J`)
+    terminal.write(`\x1b[?25l\x1b[?7l${up}\r${lines.map((line) => `\x1b[K${line}\n`).join('')}\x1b[J`)
     height = lines.length
   }
 

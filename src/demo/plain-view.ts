@@ -13,6 +13,7 @@ export function createPlainView (out: Writable, story: Story): View {
   /** How much of the newest turn's text is written, and how far the line is. */
   let written = 0
   let column = 0
+  let shown = false
 
   function print (lines: string[]): void {
     out.write(`${column > 0 ? '\n' : ''}${lines.map((line) => `${line}\n`).join('')}`)
@@ -37,6 +38,7 @@ export function createPlainView (out: Writable, story: Story): View {
   }
 
   function show (event: StreamedEvent): void {
+    shown = true
     switch (event.type) {
       case 'turn.delta':
         if (event.offset < written) written = event.offset
@@ -78,7 +80,8 @@ export function createPlainView (out: Writable, story: Story): View {
     print,
     show,
     end () {
-      if (column > 0) print([])
+      if (shown) print([''])
+      shown = false
     }
   }
 }

@@ -19,10 +19,10 @@ const characters: [Character, ms: number][] = [
   [{ id: 1, name: 'Ada Thornwell', location_ids: [1, 2] }, 380],
   [{ id: 2, name: 'Bram Okoro', location_ids: [2, 3] }, 840],
   [{ id: 3, name: 'Cleo Vance', location_ids: [2, 1] }, 560],
-  [{ id: 4, name: 'Dario Finch', location_ids: [1, 5] }, 400],
+  [{ id: 4, name: 'Dario Finch', location_ids: [1, 5] }, 280],
   [{ id: 5, name: 'Edda Moss', location_ids: [4] }, 450],
   [{ id: 6, name: 'Felix Quill', location_ids: [2, 4] }, 900],
-  [{ id: 7, name: 'Greta Sand', location_ids: [3, 1] }, 780]
+  [{ id: 7, name: 'Greta Sand', location_ids: [3, 1] }, 820]
 ]
 
 const locations: [Location, ms: number][] = [

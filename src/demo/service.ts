@@ -59,6 +59,7 @@ export async function startService (closers: (() => unknown)[], note: (line: str
   })
   const instance = await openInstance(config, { worker: true }, log)
   closers.push(instance.stop)
+  instance.ready.catch(() => { /* awaited below, unless something else fails first */ })
   const app = await buildApp({ services: instance.services, config: { apiKeys: [], host: config.http.host }, logger: log.child({}, { level: 'warn' }) })
   closers.push(() => app.close())
   const url = await app.listen({ host: config.http.host, port: 0 })

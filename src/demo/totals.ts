@@ -66,8 +66,8 @@ export function totals (story: Story, { llmCalls, reactionMs, kept }: Facts): [n
   return [
     ['turns', `${turns.length}, strictly one after the other; ${count(llmCalls, 'LLM call')} in ${seconds(llm)}`],
     ['tool calls', `${calls.length}: ${having('completed')} completed${cut > 0 ? `, ${cut} cut short by the message` : ''}${failed > 0 ? `, ${failed} failed` : ''}`],
-    ['in parallel', `calls took ${seconds(sum)} together and ${seconds(clock)} on the clock: ${(sum / Math.max(1, clock)).toFixed(1)} times faster`],
-    ['wall time', `${seconds(wall)}; one call at a time it would have been ${seconds(wall + sum - clock)}`],
+    ['in parallel', `the calls took ${seconds(sum)} together, and ${seconds(clock)} on the clock`],
+    ['wall time', `${seconds(wall)}; with one call at a time it would have been ${seconds(wall + sum - clock)}`],
     ['interrupt', marks.length === 0 || reactionMs === null ? 'none: the model was done before there was anything to interrupt'
       : `posted in mid-run; ${cut > 0 ? `${count(cut, 'call')} cut short` : 'the LLM call cut short'}, next turn ${Math.round(reactionMs)} ms later`],
     ['events', `${kept.events.length} stored, read back from Redis: same bytes, seq 1 to ${kept.events.length}, no gap`],

@@ -14,4 +14,4 @@ export interface View {
 }
 
 /** Text hangs this far to the right, behind its heading. */
-export const HANGING = ' '.repeat(8)
+export const HANGING = ' '.repeat(9)

@@ -32,7 +32,7 @@ export interface EngineDeps {
 export interface Engine extends Executed {
   /** Takes the part of a worker: shows life signs, takes notes, and from now on work. */
   start: () => Promise<void>
-  /** Performs what is due for a conversation. Resolves when this worker has nothing more to do for it now. */
+  /** Performs what is due for a conversation. Resolves when this worker has nothing more to do for it, at once when nothing was due. */
   advance: (conversation: string) => Promise<void>
   /** Looks at every conversation whose due time has passed. Returns how many there were. */
   sweep: () => Promise<number>
@@ -69,14 +69,14 @@ export function createEngine (deps: EngineDeps): Engine {
   let unlisten = () => { /* not listening yet */ }
 
   const performer: Performer = {
-    room (conversation, claim): Omit<Executor, 'worker'> {
+    room (conversation, claim, taken): Omit<Executor, 'worker'> {
       if (!open) return { turn: false, calls: 0, spread: false }
       const spread = claim === 'spread'
       const here = [...desks.get(conversation)?.calls.values() ?? []].filter((work) => !work.over).length
       return {
         // A worker that is full goes on with another conversation's turn first: the queue is first come, first served (N4).
         turn: spread || running.turns < settings.turns,
-        calls: Math.min(spread ? CALLS_PER_JOB : settings.localCalls - here, settings.calls - running.calls),
+        calls: Math.min(spread ? CALLS_PER_JOB : settings.localCalls - here - taken, settings.calls - running.calls - taken),
         spread
       }
     },
@@ -281,7 +281,9 @@ export function createEngine (deps: EngineDeps): Engine {
     },
 
     async advance (conversation) {
-      await execute(conversation, { type: 'Advance', at: clock.now() }, { claim: 'spread' })
+      const { effects } = await execute(conversation, { type: 'Advance', at: clock.now() }, { claim: 'spread' })
+      // A job that did nothing must not outlive this: its id is asked for again when there is something to do.
+      if (effects.length === 0) return
       for (let desk = desks.get(conversation); desk !== undefined && desk.tasks.size > 0; desk = desks.get(conversation)) {
         await Promise.all(desk.tasks)
       }
@@ -290,11 +292,9 @@ export function createEngine (deps: EngineDeps): Engine {
     async sweep () {
       const now = clock.now()
       const due = await store.takeDue(now, now + settings.leaseMs, 256)
-      for (const conversation of due) {
-        await lookAt(conversation).catch((error: Error) => {
-          log.warn({ conversation_id: conversation, err: error.message }, 'could not look at a due conversation; it stays due')
-        })
-      }
+      await Promise.all(due.map((conversation) => lookAt(conversation).catch((error: Error) => {
+        log.warn({ conversation_id: conversation, err: error.message }, 'could not look at a due conversation; it stays due')
+      })))
       return due.length
     },
 

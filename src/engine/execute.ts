@@ -54,7 +54,8 @@ export const IMPATIENT_MS = 900
 
 /** What a worker still has room for, and what to do with what was claimed. A process without one claims nothing. */
 export interface Performer {
-  room: (conversation: string, claim: 'local' | 'spread') => Omit<Executor, 'worker'>
+  /** `taken`: calls that commands of the same commit have claimed already. Every job may claim its own share (`CALLS_PER_JOB`). */
+  room: (conversation: string, claim: 'local' | 'spread', taken: number) => Omit<Executor, 'worker'>
   perform: (conversation: string, row: Row, effect: Effect) => void
 }
 
@@ -207,8 +208,8 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
     const outcomes = batch.map(({ command, claim }) => {
       let executor: Executor | undefined
       if (claim !== null && performer !== null) {
-        const room = performer.room(conversation, claim)
-        executor = { ...room, worker: settings.worker, calls: room.calls - taken.calls, turn: room.turn && !taken.turn }
+        const room = performer.room(conversation, claim, taken.calls)
+        executor = { ...room, worker: settings.worker, turn: room.turn && !taken.turn }
       }
       const outcome = transition(state, executor === undefined ? command : { ...command, executor })
       if (outcome.refusal !== null) return outcome

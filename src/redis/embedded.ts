@@ -258,14 +258,9 @@ export async function obtainServer (bin: string | undefined, log: Log, folders?:
   const places = folders ?? serverFolders(cache)
   const found = await findServer(places)
   if (found) return found
-  let reason = `what was fetched is older than ${oldestVersion} or does not run here`
-  try {
-    await fetchServer(cache, log)
-  } catch (error) {
-    reason = (error as Error).message
-  }
-  const fetched = await findServer([cache, ...places])
-  if (fetched) return fetched
+  const fetched = await fetchServer(cache, log).then(() => findServer([cache, ...places]), (error: Error) => error)
+  if (fetched !== undefined && !(fetched instanceof Error)) return fetched
+  const reason = fetched?.message ?? `what was fetched is older than ${oldestVersion} or does not run here`
   throw new ConfigError(`There is no Redis server on this machine, and none could be fetched (${reason}): install redis-server or valkey-server ${oldestVersion} or newer, for example by "apt-get install redis-server", "dnf install valkey", "apk add valkey" or "brew install valkey", or set REDIS_URL to ${acceptedRedisUrls}.`)
 }
 

@@ -3,6 +3,7 @@ import { chmodSync, existsSync, mkdirSync, readdirSync, renameSync, rmSync, writ
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import type { Log } from './connect.js'
+import { probeServer } from './find-server.js'
 
 /**
  * Gets a server where the platform allows it without asking: on Debian and Ubuntu, for any user, its packages unpacked into `folder`,
@@ -48,11 +49,11 @@ async function unpackDebian (folder: string, log: Log): Promise<void> {
       rmSync(join(work, file))
     }
     writeLauncher(work)
+    if (await probeServer(join(folder, 'redis-server'))) return // another process was quicker, and may be running it
     rmSync(folder, { recursive: true, force: true })
     renameSync(work, folder)
-  } catch (error) {
+  } finally {
     rmSync(work, { recursive: true, force: true })
-    if (!existsSync(join(folder, 'redis-server'))) throw error // else another process was quicker
   }
 }
 
@@ -74,7 +75,7 @@ function writeLauncher (work: string): void {
     ? readdirSync(join(work, parent), { withFileTypes: true }).filter((entry) => entry.isDirectory()).map(({ name }) => `$here/${parent}/${name}`)
     : [])
   const launcher = join(work, 'redis-server')
-  writeFileSync(launcher, `#!/bin/sh\nhere=$(dirname "$0")\nLD_LIBRARY_PATH="${folders.join(':')}" exec "$here/usr/bin/redis-server" "$@"\n`)
+  writeFileSync(launcher, `#!/bin/sh\nhere=\${0%/*}\nLD_LIBRARY_PATH="${folders.join(':')}" exec "$here/usr/bin/redis-server" "$@"\n`)
   chmodSync(launcher, 0o755)
 }
 

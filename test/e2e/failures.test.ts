@@ -1,6 +1,6 @@
 import { join } from 'node:path'
 import { problemIn } from '../support/client.js'
-import { answer, call, cut, events, heldAt, latch, say, status, stream as deltas, type Reply } from '../support/model-reply.js'
+import { answer, call, cut, delayed, events, heldAt, latch, say, status, stream as deltas, type Reply } from '../support/model-reply.js'
 import type { RecordedRequest } from '../support/model-server.js'
 import { story } from '../support/world.js'
 
@@ -36,9 +36,8 @@ story('F2: a failure does not cancel its siblings', async (t, { model, tools, se
 story('F3: on_error fail_run lets the batch settle, then fails the run, naming the first failure and listing all', async (t, { model, tools, service, tool }) => {
   const { client } = await service()
   model.script('conv:a', [call({ id: 'c1', name: 'hold', arguments: { key: 'ok', value: 1 } }, { id: 'c2', name: 'slow', arguments: { key: 'bad' } }, fail('c3', 'the first to fail'))])
-  // A route there is not answers 404.
-  const slow = tool('slow', { url: tool('hold').url, parameters: { type: 'object' } })
-  const run = await client.start({ input: 'conv:a', tools: [tool('hold'), { ...slow, timeout_ms: 400 }, tool('fail')], tool_policy: { on_error: 'fail_run' } })
+  const slow = tool('hold', { name: 'slow', timeout_ms: 400 })
+  const run = await client.start({ input: 'conv:a', tools: [tool('hold'), slow, tool('fail')], tool_policy: { on_error: 'fail_run' } })
   const stream = await client.follow(run)
   await stream.event('tool.failed', ({ name }) => name === 'fail')
   await stream.event('tool.failed', ({ name }) => name === 'slow')
@@ -74,7 +73,8 @@ story('F5: the message of a failed call is never empty', async (t, { model, serv
   const { client } = await service()
   model.script('conv:a', [
     call(
-      { id: 'c1', name: 'raw', arguments: { status: 500, text: '' } }, { id: 'c2', name: 'raw', arguments: { status: 404, headers: { 'content-type': 'application/json' }, text: '{}' } },
+      { id: 'c1', name: 'raw', arguments: { status: 500, text: '' } },
+      { id: 'c2', name: 'raw', arguments: { status: 404, headers: { 'content-type': 'application/json' }, text: '{}' } },
       { id: 'c3', name: 'close', arguments: {} }, { id: 'c4', name: 'cut', arguments: {} }
     ),
     say('done')
@@ -92,8 +92,8 @@ story('F6: events carry code and message of a failure, and nobody outside sees a
   model.script('conv:a', [call({ id: 'c1', name: 'fail', arguments: { way: 'throws' } }, { id: 'c2', name: 'fail', arguments: { way: 'type_error' } }), say('done')])
   const { run, stream } = await client.finish({ input: 'conv:a', tools: [{ kind: 'module', name: 'fail' }] })
   t.match(stream.events().find(({ type }) => type === 'tool.failed'), { error: { code: 'tool_error', message: 'the stock exchange is closed on Sundays' } })
-  const all = [stream.raw(), JSON.stringify(await client.calls(run.id)), JSON.stringify(await client.messages(run.conversation_id)), JSON.stringify(model.requests()[1]?.body)]
-  for (const text of all) t.notMatch(text, /failing\.ts|\.js:\d|\\n\s*at /)
+  const shown = [stream.raw(), await client.calls(run.id), await client.messages(run.conversation_id), model.requests()[1]?.body]
+  for (const text of shown) t.notMatch(JSON.stringify(text), /failing\.ts|\.js:\d|\\n\s*at /)
 })
 
 story('F7: whatever a tool does fails only its own call', async (t, { model, service }) => {
@@ -145,9 +145,15 @@ story('F9, C5, C6: a 429 is tried again after what Retry-After says; one turn.st
 
 story('F9: 5xx and cut streams are tried again with a growing delay; nothing of a cut answer is kept', async (t, { model, service, tool, tools }) => {
   const { client } = await service()
-  model.script('conv:a', [status(500), cut(answer({ text: ['Half', ' an', ' answer'], calls: [{ name: 'echo', arguments: { value: 'never' } }] }), -3, 'fin'), say('whole')])
-  const { run, stream } = await client.finish({ input: 'conv:a', tools: [tool('echo')] })
-  t.equal(run.output, 'whole')
+  const gate = latch()
+  const half = answer({ text: ['Half', ' an', ' answer'], calls: [{ name: 'echo', arguments: { value: 'never' } }] })
+  model.script('conv:a', [status(500), cut(half, -3, 'fin'), delayed(say(['who', 'le']), gate)])
+  const run = await client.start({ input: 'conv:a', tools: [tool('echo')] })
+  const stream = await client.follow(run)
+  await stream.event('turn.retrying', ({ attempt }) => attempt === 3)
+  gate.open()
+  await stream.ended
+  t.equal((await client.run(run.id)).output, 'whole')
   const retries = stream.events().filter(({ type }) => type === 'turn.retrying')
   t.match(retries, [{ attempt: 2, reason: 'provider_unavailable' }, { attempt: 3, reason: /provider_(truncated|connection)/ }])
   t.ok(Number(retries[0]?.delay_ms) <= 500 && Number(retries[1]?.delay_ms) >= 500, 'half of it is chance')

@@ -248,12 +248,13 @@ t.test('where another package manager may be used, it installs valkey, or redis 
   const folder = tempFolder(t)
   const bin = barePath(t, folder)
   const manager = process.getuid?.() === 0 ? 'apk' : 'brew'
+  writeFileSync(join(folder, 'server'), `#!/bin/sh\nexec '${server}' "$@"\n`, { mode: 0o755 })
   writeFileSync(join(bin, manager), `#!/bin/sh
 for package; do :; done
 echo "$@" >> '${folder}/asked'
 case $package in
   valkey) exit 1;;
-  redis) /bin/ln -s '${server}' '${bin}/redis-server';;
+  redis) /bin/ln -s '${folder}/server' '${bin}/redis-server';;
 esac
 `, { mode: 0o755 })
   const redis = await openRedis(settings(join(folder, 'data')), silent, [bin])

@@ -1,3 +1,4 @@
+import { once } from 'node:events'
 import { connect } from 'node:net'
 import t from 'tap'
 import * as errors from '../../src/errors.js'
@@ -143,7 +144,9 @@ t.test('F53: while the app closes, what is under way is answered, and what still
   socket.write(request)
   await begun
   const closed = app.close()
+  const arrived = once(app.server, 'request')
   socket.write(request)
+  await arrived
   go()
   let text = ''
   for await (const bytes of socket) text += String(bytes)

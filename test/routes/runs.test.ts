@@ -251,6 +251,30 @@ t.test('a client that waits is answered at once when the app closes', async (t) 
   fake.end(run.id)
 })
 
+t.test('a client that leaves is not waited for', async (t) => {
+  const { app, fake } = await testApp(t)
+  const { origin } = await listening(app)
+  const wait = fake.services.runs.wait
+  const ids: string[] = []
+  const waiting = new Promise<void>((resolve) => {
+    fake.services.runs.wait = (caller, id, ms) => {
+      ids.push(id)
+      resolve()
+      return wait(caller, id, ms)
+    }
+  })
+  const leaving = new AbortController()
+  const answer = fetch(`${origin}/runs`, {
+    method: 'POST', headers: { 'content-type': 'application/json', prefer: 'wait=600' }, body: '{"input":"x"}', signal: leaving.signal
+  })
+  await waiting
+  leaving.abort()
+  await t.rejects(answer)
+  await app.close()
+  t.equal(fake.run(ids[0] as string).run.status, 'queued', 'the run itself goes on')
+  fake.end(ids[0] as string)
+})
+
 t.test('a wait is not cut off by a quiet connection', async (t) => {
   const { app, fake } = await testApp(t)
   app.server.setTimeout(50)

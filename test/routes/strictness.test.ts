@@ -177,7 +177,7 @@ t.test('S14: a body that drips in is cut off with 408, and others are served mea
     t.equal((await fetch(`${origin}/health/live`)).status, 200)
     await Promise.race([closed, sleep(50)])
   }
-  t.ok(performance.now() - started < 3000)
+  t.ok(performance.now() - started < 10_000)
   problemOf(t, { status: Number(text.split(' ')[1]), type: /^content-type: (.*)$/im.exec(text)?.[1], text: text.split('\r\n\r\n')[1] ?? '' }, 408, 'request_timeout')
 })
 

@@ -83,8 +83,8 @@ export function createScene (): Scene {
   return scene
 }
 
-/** Neither the state nor the command is touched by a decision: an attempt throws. */
-function frozen<T> (value: T): T {
+/** What is given to the core is not touched: an attempt throws. */
+export function frozen<T> (value: T): T {
   if (typeof value === 'object' && value !== null) for (const inner of Object.values(Object.freeze(value))) frozen(inner)
   return value
 }

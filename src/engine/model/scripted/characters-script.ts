@@ -97,7 +97,9 @@ function summary (known: Knowledge): string {
         : `Of the ${characters.length} characters ${residents(known, main).length} belong to ${region}: ${names(residents(known, main))}.`,
     ...main.map((place) => {
       const people = residents(known, [place])
-      return `${place.name} lies in ${place.region} and has ${place.population} inhabitants; ${people.length === 1 ? 'one of the characters belongs' : `${people.length} of the characters belong`} there: ${names(people)}.`
+      const who = people.length === 0 ? 'none of the characters belongs there'
+        : `${people.length === 1 ? 'one of the characters belongs' : `${people.length} of the characters belong`} there: ${names(people)}`
+      return `${place.name} lies in ${place.region} and has ${place.population} inhabitants; ${who}.`
     }),
     others.length === 0 ? '' : `For comparison: ${others.map((place) => `${place.name} in ${place.region} has ${place.population}`).join(', ')}.`,
     failures.length === 0 ? '' : `Not everything worked: ${failures.join('; ')}.`,

@@ -1,0 +1,141 @@
+import { Redis } from 'ioredis'
+import { problemIn } from '../support/client.js'
+import { call, delayed, say, type ReplyCall } from '../support/model-reply.js'
+import { story } from '../support/world.js'
+
+const many = (n: number, name: string, args: (i: number) => Record<string, unknown>, prefix = 'c'): ReplyCall[] =>
+  Array.from({ length: n }, (_, i) => ({ id: `${prefix}${i}`, name, arguments: args(i) }))
+
+const range = (n: number) => Array.from({ length: n }, (_, i) => i)
+
+story('M2: a hundred results in one instant, on two workers: none is lost', async (t, { model, tools, service, tool }) => {
+  const [{ client }] = await Promise.all([service(), service()])
+  model.script('conv:a', [call(...many(100, 'barrier', (i) => ({ n: 100, value: i }))), say('done')])
+  const { run, stream } = await client.finish({ input: 'conv:a', tools: [tool('barrier')], limits: { max_tool_concurrency: 128 } })
+  t.match(run, { status: 'completed', usage: { tool_calls: 100 } })
+  t.same((await client.calls(run.id)).map(({ output }) => output), range(100))
+  t.match(stream.events().find(({ type }) => type === 'batch.completed'), { counts: { completed: 100 } })
+  t.equal(tools.count(), 100)
+  t.equal(model.requests().length, 2)
+})
+
+story('M3: writers that meet decide again on what stands then: every accepted run is done, in order, one at a time', async (t, { model, service }) => {
+  const services = await Promise.all([service(), service(), service({ roles: { api: true, worker: false } })])
+  const clients = services.map(({ client }) => client)
+  model.script('conv:a', ({ n }) => say(`answer ${n}`))
+  const [first] = clients as [typeof clients[0]]
+  const begun = await first.start({ input: 'conv:a' })
+  const posted = await Promise.all(range(30).map((i) => {
+    return (clients[i % 3] ?? first).request('POST', '/runs', { body: { input: `input ${i}`, conversation_id: begun.conversation_id } })
+  }))
+  const accepted = posted.filter(({ status }) => status === 201).map(({ text }) => JSON.parse(text) as { id: string })
+  for (const refused of posted.filter(({ status }) => status !== 201)) t.match(problemIn(refused), { status: 409, code: 'version_conflict', retryable: true })
+  t.ok(accepted.length >= 3, 'somebody always gets through')
+  for (const run of accepted) t.equal((await first.ended(run.id)).status, 'completed')
+  const log = await first.log({ conversation: begun.conversation_id })
+  const of = (type: string) => log.filter((event) => event.type === type).map((event) => event.run_id)
+  t.same(of('run.started'), of('run.created'), 'first come, first served')
+  t.equal(of('run.created').length, accepted.length + 1)
+  t.equal(model.requests().length, accepted.length + 1)
+  const roles = (await first.messages(begun.conversation_id)).map(({ role }) => role)
+  t.same(roles, roles.map((_, i) => i % 2 === 0 ? 'user' : 'assistant'))
+})
+
+story('M3: a request that loses again and again is told so, and has changed nothing', async (t, { model, service, redis, keys }) => {
+  const { client } = await service({ roles: { api: true, worker: false } })
+  const made = await client.request('POST', '/conversations', { body: { messages: [{ role: 'user', content: 'conv:a' }] } })
+  const { id } = JSON.parse(made.text) as { id: string }
+  const before = await client.conversation(id)
+  const row = (await keys()).find((key) => key.endsWith(`:conv:${id}`)) ?? ''
+  // Somebody who raises the version all the time: whatever is decided was decided on an old one.
+  const rival = new Redis(redis.url)
+  let busy = true
+  const racing = Promise.all(range(50).map(async () => {
+    while (busy) await rival.hincrby(row, 'version', 1)
+  }))
+  const refused = await client.request('POST', '/runs', { body: { input: 'again', conversation_id: id } })
+  busy = false
+  await racing
+  await rival.quit()
+  t.match(problemIn(refused), { status: 409, code: 'version_conflict', retryable: true })
+  t.equal(refused.headers['retry-after'], '1')
+  t.same({ ...await client.conversation(id), version: 0 }, { ...before, version: 0 })
+  t.equal((await client.request('POST', '/runs', { body: { input: 'again', conversation_id: id } })).status, 201)
+  await client.request('DELETE', `/conversations/${id}`)
+  t.equal(model.requests().length, 0)
+})
+
+story('M4, M6: row, ledger and log change together or not at all, whenever one looks', async (t, { model, service, tool, redis, keys }) => {
+  const [{ client }] = await Promise.all([service(), service()])
+  model.script('conv:a', (_, n) => n > 8 ? say('done') : call(...many(5, 'echo', (i) => ({ value: `${n}.${i}` }), `${n}c`)))
+  const run = await client.start({ input: 'conv:a', tools: [tool('echo', { placement: 'spread' })] })
+  const row = (await keys()).find((key) => key.endsWith(`:conv:${run.conversation_id}`)) ?? ''
+  const reader = new Redis(redis.url)
+  let looks = 0
+  const versions = new Map<string, string>()
+  for (let ended = false; !ended; looks++) {
+    const found = await reader.multi().hmget(row, 'version', 'state').llen(`${row}:messages`).xlen(`${row}:events`).xrevrange(`${row}:events`, '+', '-', 'COUNT', 1).exec()
+    const [[version, json], messages, events, [[newest, fields]]] = (found ?? []).map(([, value]) => value) as [[string, string], number, number, [[string, string[]]]]
+    const state = JSON.parse(json) as { seq: number, messages: number, run: unknown }
+    if (state.seq !== events || newest !== `${events}-0` || state.messages !== messages) t.fail('a half', { version, state, messages, events, newest })
+    if ((versions.get(version) ?? json) !== json) t.fail(`version ${version} names two states`)
+    versions.set(version, json)
+    ended = state.run === null
+    if (ended) t.match(fields, ['t', 'run.completed'])
+  }
+  await reader.quit()
+  t.ok(versions.size > 10, `${versions.size} states seen in ${looks} looks`)
+})
+
+story('N1: switched off, by environment or by run, parallel calls run one by one with the same result', async (t, { model, tools, service, tool }) => {
+  const off = { FEATURE_PARALLEL_TOOLS: 'false', FEATURE_PARALLEL_TODOS: 'false', FEATURE_PARALLEL_LLM: 'false' }
+  const [parallel, switched] = await Promise.all([service(), service({ env: { ...off, INTERLOCK_KEY_PREFIX: 'flags-off' } })])
+  const ends = []
+  for (const [name, { client }, body] of [['on', parallel, {}], ['by-env', switched, {}], ['by-run', parallel, { tool_policy: { parallel: false } }]] as const) {
+    model.script(`conv:${name}`, [call(...many(4, 'sleep', (i) => ({ ms: 40 - 10 * i, value: i }))), say('done')])
+    tools.reset()
+    const { run } = await client.finish({ input: `conv:${name}`, tools: [tool('sleep')] as const, ...body })
+    const ledger = (await client.messages(run.conversation_id)).slice(1).map(({ role, content, name: named }) => ({ role, content, named }))
+    ends.push({ status: run.status, output: run.output, usage: run.usage, ledger })
+    t.equal(tools.maxOverlap() > 1, name === 'on', name)
+    t.equal(model.requests(`conv:${name}`)[0]?.body.parallel_tool_calls, name === 'on', 'the model is told')
+    await client.request('DELETE', `/conversations/${run.conversation_id}`)
+  }
+  t.same(ends[1], ends[0])
+  t.same(ends[2], ends[0])
+})
+
+story('N4: LLM calls are capped, and conversations take turns', async (t, { model, service, tool }) => {
+  const { client } = await service({ env: { INTERLOCK_MODEL_CONCURRENCY: '3' } })
+  model.otherwise(({ n }) => delayed(n < 3 ? call({ id: `c${n}`, name: 'echo', arguments: { value: n } }) : say('done'), 20))
+  await Promise.all(range(10).map((i) => client.finish({ input: `conv:${i}`, tools: [tool('echo')] })))
+  t.equal(model.stats().maxInFlight, 3)
+  const order = model.requests()
+  t.equal(order.length, 30)
+  const firsts = Math.max(...range(10).map((i) => order.findIndex(({ conversation, n }) => conversation === `conv:${i}` && n === 1)))
+  const third = order.findIndex(({ n }) => n === 3)
+  t.ok(firsts < third, 'nobody has a third turn before everybody had a first')
+})
+
+story('N5: sixty conversations at once do not hear each other', async (t, { model, service, tool }) => {
+  const { client } = await service()
+  model.otherwise(({ conversation, n }) => n === 1 ? call({ id: 'c1', name: 'echo', arguments: { value: `secret-of-${conversation}` } }) : say(`answer-to-${conversation}`))
+  const ends = await Promise.all(range(60).map((i) => client.finish({ input: `conv:n${i}x`, tools: [tool('echo')] })))
+  for (const [i, { run, stream }] of ends.entries()) {
+    const own = `conv:n${i}x`
+    if (run.output !== `answer-to-${own}`) t.fail(`${own} got ${String(run.output)}`)
+    const heard = [stream.raw(), ...model.requests(own).map(({ body }) => JSON.stringify(body))].join()
+    const foreign = (heard.match(/conv:n\d+x/g) ?? []).filter((name) => name !== own)
+    if (foreign.length > 0) t.fail(`${own} heard ${foreign.join()}`)
+  }
+  t.equal(model.stats().requests, 120)
+  t.equal(model.maxInFlight(), 1)
+})
+
+story('N6: a hundred and twenty calls at once', async (t, { model, tools, service, tool }) => {
+  const { client } = await service()
+  model.otherwise(({ conversation, n }) => n === 1 ? call(...many(12, 'barrier', (i) => ({ n: 12, key: conversation, value: i }))) : say('done'))
+  const ends = await Promise.all(range(10).map((i) => client.finish({ input: `conv:${i}`, tools: [tool('barrier')] })))
+  for (const { run } of ends) t.match(run, { status: 'completed', usage: { tool_calls: 12 } })
+  t.equal(tools.count(), 120)
+})

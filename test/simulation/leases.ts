@@ -1,0 +1,61 @@
+import type { Leases } from '../../src/engine/ports.js'
+import type { Machine } from './machine.js'
+import type { Timeline } from './timeline.js'
+
+/** What stands at the lock server: who holds a conversation, and until when. */
+export type LockTable = Map<string, { token: string, until: number }>
+
+/** Leases as src/engine/lease.ts makes them of redlock, on virtual time. */
+export function createLeases (machine: Machine, timeline: Timeline, locks: LockTable, leaseMs: number): Leases {
+  let tokens = 0
+  const held = (conversation: string) => {
+    const lock = locks.get(conversation)
+    return lock !== undefined && lock.until > timeline.now() ? lock : null
+  }
+  const { clock } = machine
+  const validFor = leaseMs - 2 - leaseMs / 100
+
+  return {
+    async acquire (conversation) {
+      const token = `${machine.name} ${++tokens}`
+      let expires = clock.now() + validFor
+      const taken = await machine.send('lock', `lock ${conversation}`, () => {
+        if (held(conversation) !== null) return false
+        locks.set(conversation, { token, until: timeline.now() + leaseMs })
+        return true
+      }).catch(() => false)
+      if (!taken || expires <= clock.now()) return null
+
+      const lost = new AbortController()
+      let cancel = clock.after(leaseMs / 3, renew)
+      function renew (): void {
+        cancel = clock.after(leaseMs / 3, renew)
+        const next = clock.now() + validFor
+        const extending = expires < clock.now() ? Promise.resolve(false) : machine.send('lock', `renew the lock of ${conversation}`, () => {
+          const lock = held(conversation)
+          if (lock?.token !== token) return false
+          lock.until = timeline.now() + leaseMs
+          return true
+        })
+        extending.catch(() => false).then((renewed) => {
+          if (renewed) {
+            expires = next
+            return
+          }
+          cancel()
+          lost.abort(new Error('the lease was lost'))
+        })
+      }
+      return {
+        signal: lost.signal,
+        release () {
+          cancel()
+          if (lost.signal.aborted) return
+          machine.send('lock', `unlock ${conversation}`, () => {
+            if (held(conversation)?.token === token) locks.delete(conversation)
+          }).catch(() => { /* it expires */ })
+        }
+      }
+    }
+  }
+}

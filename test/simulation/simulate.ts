@@ -1,0 +1,64 @@
+import { parseArgs } from 'node:util'
+import { describeFault } from './faults.js'
+import { judge } from './judge.js'
+import { simulate } from './world.js'
+
+const { values } = parseArgs({
+  options: { seeds: { type: 'string', default: '1000' }, from: { type: 'string', default: '1' }, seed: { type: 'string' }, without: { type: 'string', default: '' }, keep: { type: 'boolean', default: false } }
+})
+
+if (values.seed !== undefined) {
+  const without = new Set(values.without.split(',').filter((one) => one !== '').map(Number))
+  await replay(Number(values.seed), without)
+} else {
+  await search(Number(values.from), Number(values.seeds))
+}
+
+/** Lets many seeds happen. The first that fails is shrunk and told, unless all are to be tried. */
+async function search (from: number, count: number): Promise<void> {
+  const begun = performance.now()
+  let happened = 0
+  const failed: number[] = []
+  for (let seed = from; seed < from + count; seed++) {
+    const evidence = await simulate(seed)
+    happened += evidence.happened
+    const wrong = judge(evidence)
+    if (wrong.length === 0) continue
+    failed.push(seed)
+    say(`seed ${seed}: ${wrong[0]}`)
+    if (!values.keep) {
+      await replay(seed, await shrink(seed, evidence.faults.length))
+      break
+    }
+  }
+  const seconds = (performance.now() - begun) / 1000
+  say(`${count} seeds from ${from}, ${failed.length} failed, ${Math.round(count / seconds)} seeds/s, ${Math.round(happened / count)} steps per seed, ${seconds.toFixed(1)} s`)
+  if (failed.length > 0) process.exitCode = 1
+}
+
+/** Leaves out what the failure does not need. */
+async function shrink (seed: number, faults: number): Promise<Set<number>> {
+  const without = new Set<number>()
+  for (let i = 0; i < faults; i++) {
+    without.add(i)
+    if (judge(await simulate(seed, { without })).length === 0) without.delete(i)
+  }
+  return without
+}
+
+async function replay (seed: number, without: Set<number>): Promise<void> {
+  const evidence = await simulate(seed, { without, trace: say })
+  say('')
+  say(`processes: ${evidence.workload.machines.join(', ')}`)
+  for (const fault of evidence.faults) say(`fault: ${describeFault(fault)}${evidence.struck.includes(fault) ? '' : ' (never came to that)'}`)
+  const wrong = judge(evidence)
+  for (const line of wrong) say(`WRONG: ${line}`)
+  if (wrong.length === 0) say('nothing is wrong')
+  else process.exitCode = 1
+  const dropped = without.size === 0 ? '' : ` --without ${[...without].join(',')}`
+  say(`again: npx tsx test/simulation/simulate.ts --seed ${seed}${dropped}`)
+}
+
+function say (line: string): void {
+  process.stdout.write(`${line}\n`)
+}

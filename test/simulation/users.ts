@@ -1,0 +1,178 @@
+import type { Command } from '../../src/core/command.js'
+import { ConflictError, UnavailableError, type Executed, type Result } from '../../src/engine/execute.js'
+import { partitionSuffix, type Keys } from '../../src/store/keys.js'
+import type { Store } from '../../src/store/store.js'
+import { limitsWith, policyWith } from '../support/core-scene.js'
+import type { Machine } from './machine.js'
+import type { Random } from './random.js'
+import type { Timeline } from './timeline.js'
+import type { Action, Session } from './workload.js'
+
+/** What became of a request, as its user knows it. */
+export type Outcome = 'accepted' | 'refused' | 'unknown'
+
+/** A request of a user and what came of it. */
+export interface Request {
+  conversation: string
+  /** Which life of the conversation it was meant for: it may be deleted and made again. */
+  life: number
+  action: Action
+  /** Its run, or the run it is about. */
+  run_id: string
+  message_id: string
+  text: string
+  sent: number
+  outcome: Outcome | null
+  refusal: string | null
+  /** Sent more than once: an answer may speak of an earlier try. */
+  repeated: boolean
+}
+
+/** A process that takes requests. */
+export interface Entrance { machine: Machine, executed: Executed, store: Store }
+
+export interface UsersOptions {
+  timeline: Timeline
+  random: Random
+  keys: Keys
+  entrances: () => Entrance[]
+  calm: () => boolean
+  /** A request met an error that no store and no conflict explains. */
+  failed: (error: Error) => void
+  trace: ((who: string, what: string) => void) | null
+}
+
+/** How long a user waits for an answer before trying again. Milliseconds. */
+const PATIENCE_MS = 1200
+
+export interface Users { requests: Request[], open: () => number, begin: (number: number, session: Session) => void }
+
+export function createUsers ({ timeline, random, keys, entrances, calm, failed, trace }: UsersOptions): Users {
+  const requests: Request[] = []
+  let open = 0
+  let made = 0
+
+  function begin (number: number, session: Session): void {
+    const conversation = `conv_${number}`
+    let life = 1
+    open++
+    timeline.at(timeline.now() + session.begins, () => act(0))
+
+    /** The first action makes the conversation: nothing else goes out before it has been heard. */
+    function act (index: number): boolean {
+      const action = session.actions[index]
+      if (action === undefined) return false
+      open++
+      request(action, index === 0, (outcome) => {
+        if (index === 0 && outcome === 'accepted') {
+          for (let i = 1; i < session.actions.length; i++) {
+            open++
+            timeline.at(timeline.now() + (session.actions[i] as Action).at, () => {
+              open--
+              return act(i)
+            })
+          }
+        }
+        if (index === 0) open--
+        open--
+      })
+      return false
+    }
+
+    function request (action: Action, creates: boolean, over: (outcome: Outcome) => void): void {
+      const id = String(++made).padStart(4, '0')
+      const own = requests.filter((one) => one.conversation === conversation && one.life === life && one.action.do === 'run' && one.outcome === 'accepted')
+      const target = own.length === 0 ? null : random.chance(0.7) ? own.at(-1) as Request : random.pick(own)
+      const run = action.do === 'run' ? `run_${id}${partitionSuffix(keys.partitionOf(conversation))}` : target?.run_id ?? ''
+      if (run === '') return over('refused')
+      const text = `${action.do} ${id}`
+      const made1: Request = {
+        conversation, life, action, run_id: run, message_id: `msg_${id}`, text, sent: timeline.now(), outcome: null, refusal: null, repeated: false
+      }
+      requests.push(made1)
+      attempt(made1, creates, 1, (outcome) => {
+        trace?.('user', `${text} is ${outcome}${made1.refusal === null ? '' : ` (${made1.refusal})`}`)
+        made1.outcome = outcome
+        if (action.do === 'delete' && outcome === 'accepted') {
+          life++
+          if (action.again) request({ ...session.actions[0] as Action }, true, over)
+          else over(outcome)
+          return
+        }
+        over(outcome)
+      })
+    }
+
+    function attempt (request: Request, creates: boolean, tries: number, over: (outcome: Outcome) => void): void {
+      request.repeated = tries > 1
+      const from = entrances()
+      const again = (): void => {
+        if (tries >= 5 && !calm()) return over('unknown')
+        timeline.at(timeline.now() + 30 * tries, () => {
+          attempt(request, creates, tries + 1, over)
+          return false
+        })
+      }
+      if (from.length === 0) return again()
+      const entrance = random.pick(from)
+      let answered = false
+      const answer = (result: Result | Error): void => {
+        timeline.at(timeline.now() + random.next(), () => {
+          if (answered) return false
+          answered = true
+          if (result instanceof Error) {
+            if (!(result instanceof UnavailableError || result instanceof ConflictError || result.name === 'StoreError')) failed(result)
+            again()
+            return false
+          }
+          const { refusal } = result
+          request.refusal = refusal
+          over(refusal === null || refusal === 'duplicate' ? 'accepted' : 'refused')
+          return false
+        })
+      }
+      timeline.at(timeline.now() + PATIENCE_MS, () => {
+        if (answered) return false
+        answered = true
+        again()
+        return false
+      })
+      entrance.machine.deliver(timeline.now() + random.next(), () => {
+        trace?.(entrance.machine.name, `is asked: ${request.text}${tries > 1 ? ' (again)' : ''}`)
+        perform(entrance, request, creates).then(answer, answer)
+      })
+    }
+  }
+
+  async function perform ({ machine, executed, store }: Entrance, request: Request, creates: boolean): Promise<Result> {
+    const { conversation, action, run_id: runId } = request
+    const at = machine.clock.now()
+    const command = (): Command => {
+      switch (action.do) {
+        case 'run': return {
+          type: 'StartRun', at, conversation_id: conversation, run_id: runId, tenant: 'tenant', new_conversation: creates,
+          due_at: action.after > 0 ? at + action.after : null, models: action.models, limits: limitsWith(action.limits), policy: policyWith(action.policy),
+          metadata: {}, on_active_run: action.on_active_run, messages: [{ id: request.message_id, role: 'user', content: request.text }], input: request.text,
+          spec: JSON.stringify({ instructions: null, model_options: {}, tools: action.tools.map((name) => ({ kind: 'module', name })) })
+        }
+        case 'message': return {
+          type: 'PostMessage', at, run_id: runId, message_id: request.message_id, content: request.text, mode: action.mode, queued: action.queued,
+          completed_calls: action.completed, due_at: action.after > 0 ? at + action.after : null
+        }
+        default: return { type: 'CancelRun', at, run_id: runId, reason: 'cancelled' }
+      }
+    }
+    if (action.do !== 'delete') return await executed.execute(conversation, command(), { claim: 'local' })
+
+    const row = await store.load(conversation)
+    if (row === null) return { refusal: 'not_found', row, effects: [] }
+    for (const run of [...row.state.queue.map(({ id }) => id), ...row.state.run === null ? [] : [row.state.run.id]]) {
+      await executed.execute(conversation, { type: 'CancelRun', at, run_id: run, reason: 'conversation_deleted' })
+    }
+    const removed = await store.remove(conversation)
+    executed.forget(conversation)
+    return { refusal: removed ? null : 'not_found', row: null, effects: [] }
+  }
+
+  return { requests, open: () => open, begin }
+}
