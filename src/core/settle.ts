@@ -189,9 +189,10 @@ export function concludeTurn (draft: Draft, run: ActiveRun, causedBy: number[], 
   if (answer !== null && waiting.length === 0) {
     endRun(draft, run, 'completed', causedBy, { output: answer.output })
   } else {
-    if (answer !== null) for (const message of waiting) message.mode = 'steer'
     run.final = null
     run.phase = dueTurn(state.turn + 1, draft.now, causedBy)
+    // Delivered here and not with the turn: nobody may withdraw what an answer was not final for, or the model would be asked nothing.
+    if (answer !== null) run.phase.caused_by = [...causedBy, ...deliver(draft, run, waiting)]
   }
 }
 
@@ -199,7 +200,7 @@ export function concludeTurn (draft: Draft, run: ActiveRun, causedBy: number[], 
 export function deliver (draft: Draft, run: ActiveRun | null, messages: WaitingMessage[]): number[] {
   const { state } = draft
   if (messages.length === 0) return []
-  const turn = run?.phase.type === 'turn' && run.phase.attempt > 0 ? run.phase.turn : null
+  const turn = run?.phase.type === 'turn' ? run.phase.turn : null
   state.waiting = state.waiting.filter((message) => !messages.includes(message))
   return messages.map((message) => {
     appendWaiting(draft, message.id, turn ?? state.turn, message.run_id)

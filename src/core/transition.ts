@@ -305,7 +305,8 @@ function blank (command: CreateConversation | StartRun): State {
     metadata: command.type === 'CreateConversation' ? command.metadata : {},
     seq: 0,
     turn: 0,
-    fence: 0,
+    // Not 0: a conversation that is deleted and made again under the same id must refuse who still works for its former self.
+    fence: command.at,
     messages: 0,
     has_system: false,
     run: null,

@@ -5,9 +5,10 @@ import { claimsOf, type ActiveRun, type BatchPhase, type CallState, type Claim }
 import type { Feed, Presence, Row, Store, WorkerNote } from '../store/store.js'
 import { performCall } from './call.js'
 import type { Event } from '../core/event.js'
-import { createExecute, type Executed, type Performer } from './execute.js'
+import { abortNote, createExecute, type Executed, type Performer } from './execute.js'
 import { createLedgerCache } from './ledger.js'
 import type { Model } from './model/model.js'
+import { patientReads, type Reads } from './patience.js'
 import type { Clock, Hints, Ids, Leases, Log, Settings } from './ports.js'
 import { createSpecs } from './run-spec.js'
 import type { Tools } from './tools/tool.js'
@@ -61,8 +62,9 @@ interface Desk {
 export function createEngine (deps: EngineDeps): Engine {
   const { store, feed, presence, hints, tools, clock, log, settings } = deps
   const desks = new Map<string, Desk>()
-  const ledger = createLedgerCache(store)
-  const spec = createSpecs(store, tools)
+  const reads = patientReads(store, clock, log)
+  const ledger = createLedgerCache(reads)
+  const spec = createSpecs(reads, tools)
   const running = { turns: 0, calls: 0 }
   let open = false
   const timers = new Set<() => void>()
@@ -81,14 +83,18 @@ export function createEngine (deps: EngineDeps): Engine {
       }
     },
     perform (conversation, row, effect) {
+      // Of commands that were stored together one may have undone what another one claimed: what stands in the row is performed.
+      const claims = claimsOf(row.state)
       switch (effect.type) {
-        case 'call_model': return startTurn(conversation, row, effect)
-        case 'run_calls': return startCalls(conversation, row, effect.calls)
-        case 'abort': {
-          const note: WorkerNote = { type: 'abort', conversation, fence: effect.fence, call_ids: effect.call_ids, reason: effect.reason }
-          if (effect.worker === settings.worker) take(note)
-          else feed.tell(effect.worker, note).catch(() => { /* a courtesy: its writes are refused all the same */ })
+        case 'call_model':
+          if (claims.some((claim) => claim.fence === effect.fence)) startTurn(conversation, row, effect)
+          return
+        case 'run_calls': {
+          const calls = effect.calls.filter(({ call_id: id, attempt }) => claims.some((claim) => claim.call_id === id && claim.attempt === attempt))
+          if (calls.length > 0) startCalls(conversation, row, calls)
+          return
         }
+        case 'abort': take(abortNote(conversation, effect))
       }
     }
   }
@@ -177,7 +183,7 @@ export function createEngine (deps: EngineDeps): Engine {
     const phase = run.phase as BatchPhase
     const known = desk.arguments
     const missing = calls.filter((call) => !known.has(call.call_id)).map((call) => call.call_id)
-    const reading = missing.length === 0 ? Promise.resolve(known) : readArguments(conversation, missing)
+    const reading = missing.length === 0 ? Promise.resolve(known) : readArguments(reads, conversation, missing)
     for (const { call_id, attempt } of calls) {
       const work: Work = { abort: new AbortController(), over: false }
       desk.calls.set(call_id, work)
@@ -198,8 +204,8 @@ export function createEngine (deps: EngineDeps): Engine {
     }
   }
 
-  async function readArguments (conversation: string, callIds: string[]): Promise<Map<string, Record<string, unknown>>> {
-    const stored = await store.docs(conversation, callIds.map(docNames.call))
+  async function readArguments (from: Reads, conversation: string, callIds: string[]): Promise<Map<string, Record<string, unknown>>> {
+    const stored = await from.docs(conversation, callIds.map(docNames.call))
     return new Map(callIds.map((id, i) => [id, (JSON.parse(stored[i] ?? '{}') as { arguments?: Record<string, unknown> }).arguments ?? {}]))
   }
 
@@ -208,9 +214,8 @@ export function createEngine (deps: EngineDeps): Engine {
     const { conversation } = note
     if (note.type === 'check') {
       // Between two commits, what is claimed for us and what is known here agree. If they do not, a claim's start was lost.
-      executed.between(conversation, () => {
-        const row = executed.peek(conversation)
-        const lost = row === undefined ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker && !isKnown(conversation, claim))
+      executed.between(conversation, (row) => {
+        const lost = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker && !isKnown(conversation, claim))
         if (lost.length > 0) track(conversation, () => lapse(conversation, lost))
       })
       return
@@ -231,7 +236,7 @@ export function createEngine (deps: EngineDeps): Engine {
   /** Gives up claims whose worker is gone, and lets time do what it has to do. */
   async function lapse (conversation: string, lost: Claim[]): Promise<void> {
     const calls = lost.filter((claim) => claim.call_id !== null) as (Claim & { call_id: string })[]
-    const args = calls.length === 0 ? null : await readArguments(conversation, calls.map((claim) => claim.call_id))
+    const args = calls.length === 0 ? null : await readArguments(store, conversation, calls.map((claim) => claim.call_id))
     await execute(conversation, {
       type: 'Lapse',
       at: clock.now(),

@@ -4,7 +4,7 @@ import { dueAt, wanted } from '../core/schedule.js'
 import type { Event } from '../core/event.js'
 import type { State } from '../core/state.js'
 import { transition, type Change, type Outcome, type Refusal } from '../core/transition.js'
-import type { Commit, Row, Store } from '../store/store.js'
+import type { Commit, Feed, Row, Store, WorkerNote } from '../store/store.js'
 import type { Clock, Hints, Ids, Log, Settings } from './ports.js'
 
 /** The store could not be reached in the time the caller had. What was asked may or may not have happened. */
@@ -49,6 +49,10 @@ function ledgerOf (length: number, changes: Change[]): Pick<Commit, 'messages' |
   return { messages, rewind }
 }
 
+export function abortNote (conversation: string, { fence, call_ids, reason }: Extract<Effect, { type: 'abort' }>): WorkerNote {
+  return { type: 'abort', conversation, fence, call_ids, reason }
+}
+
 /** A request must have its 503 within a second. */
 export const IMPATIENT_MS = 900
 
@@ -61,15 +65,17 @@ export interface Performer {
 
 export interface Executed {
   execute: (conversation: string, command: Command, options?: ExecuteOptions) => Promise<Result>
-  /** The row as last seen here, perhaps not the newest. */
-  peek: (conversation: string) => Row | undefined
-  /** Runs `task` when no command of the conversation is under way in this process. */
-  between: (conversation: string, task: () => void) => void
+  /**
+   * Runs `task` when no command of the conversation is under way in this process, with the row as this process knows it: it has all
+   * that was committed here, perhaps not what others did. Never, if the store is away.
+   */
+  between: (conversation: string, task: (row: Row | null) => void) => void
   forget: (conversation: string) => void
 }
 
 export interface ExecuteDeps {
   store: Store
+  feed: Pick<Feed, 'tell'>
   hints: Hints
   clock: Clock
   ids: Ids
@@ -82,14 +88,15 @@ export interface ExecuteDeps {
 interface Pending {
   command: Command
   claim: 'local' | 'spread' | null
-  deadline: number
   /** Whether it is worth waiting for, beyond what a request can wait. */
   patient: boolean
+  /** Whoever asked has been answered, or does not wait any longer. */
+  over: boolean
   resolve: (result: Result) => void
   reject: (error: Error) => void
 }
 
-interface Actor { pending: Pending[], between: (() => void)[], busy: boolean, row: Row | null | undefined }
+interface Actor { pending: Pending[], between: ((row: Row | null) => void)[], busy: boolean, row: Row | null | undefined }
 
 /** Rows kept in memory: they spare a read, the version check keeps them honest. */
 const KEPT_ROWS = 5_000
@@ -100,7 +107,7 @@ const MAX_CONFLICTS = 8
  * into the next one. A commit is sent until its outcome is known: its token makes sending it twice harmless. Only after it has been
  * stored is anything done about it: claimed work is performed, hints are queued.
  */
-export function createExecute ({ store, hints, clock, ids, log, settings, observe }: ExecuteDeps, performer: Performer | null): Executed {
+export function createExecute ({ store, feed, hints, clock, ids, log, settings, observe }: ExecuteDeps, performer: Performer | null): Executed {
   const actors = new Map<string, Actor>()
 
   function actorOf (conversation: string): Actor {
@@ -131,8 +138,8 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
 
   async function drain (conversation: string, actor: Actor): Promise<void> {
     while (actor.pending.length > 0 || actor.between.length > 0) {
-      for (const task of actor.between.splice(0)) task()
-      const batch = actor.pending.splice(0)
+      if (actor.between.length > 0) await look(conversation, actor)
+      const batch = actor.pending.splice(0).filter((pending) => !pending.over)
       if (batch.length === 0) continue
       try {
         await decide(conversation, actor, batch)
@@ -144,10 +151,23 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
     actor.busy = false
   }
 
+  async function look (conversation: string, actor: Actor): Promise<void> {
+    const tasks = actor.between.splice(0)
+    try {
+      if (actor.row === undefined) actor.row = await store.load(conversation)
+    } catch {
+      return
+    }
+    for (const task of tasks) task(actor.row)
+  }
+
   async function decide (conversation: string, actor: Actor, batch: Pending[]): Promise<void> {
-    let fresh = actor.row === undefined
-    if (fresh) actor.row = await trying(batch, () => store.load(conversation))
+    let fresh = false
     for (let conflicts = 0; ; conflicts++) {
+      if (actor.row === undefined) {
+        actor.row = await trying(batch, () => store.load(conversation))
+        fresh = true
+      }
       const base = actor.row ?? null
       const now = clock.now()
       const { state, outcomes } = apply(conversation, base, batch)
@@ -182,11 +202,11 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
         fresh = true
         if (conflicts === MAX_CONFLICTS) {
           const error = new ConflictError(`conversation ${conversation} was changed by others ${conflicts} times in a row; try again`)
-          for (const pending of batch.filter((one) => !one.patient)) pending.reject(error)
           // A worker's word has been paid for: it is tried until it is heard.
-          batch = batch.filter((one) => one.patient)
-          if (batch.length === 0) return
+          for (const pending of batch.filter((one) => !one.patient)) pending.reject(error)
         }
+        batch = batch.filter((one) => !one.over)
+        if (batch.length === 0) return
         if (conflicts > 2) await new Promise<void>((resolve) => { clock.after(Math.min(100, 2 ** conflicts), resolve) })
         continue
       }
@@ -226,7 +246,10 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
   /** What a stored commit leads to. */
   function after (conversation: string, before: State | null, row: Row, changes: Change[], now: number): void {
     for (const change of changes) {
-      for (const effect of change.effects) performer?.perform(conversation, row, effect)
+      for (const effect of change.effects) {
+        if (effect.type !== 'abort' || effect.worker === settings.worker) performer?.perform(conversation, row, effect)
+        else feed.tell(effect.worker, abortNote(conversation, effect)).catch(() => { /* a courtesy: what the worker writes is refused all the same */ })
+      }
     }
     const known = new Set(before === null ? [] : wanted(before, now, settings.leaseMs).map((job) => job.id))
     const jobs = wanted(row.state, now, settings.leaseMs).filter((job) => !known.has(job.id))
@@ -236,17 +259,14 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
     })
   }
 
-  /** Tries until it works, or nobody is left who waits. Those whose patience ends are told so one by one. */
+  /** Tries until it works, or nobody is left who waits. */
   async function trying<T> (batch: Pending[], task: () => Promise<T>): Promise<T> {
     for (let tries = 1; ; tries++) {
       try {
         return await task()
       } catch (error) {
         if (tries % 10 === 1) log.warn({ err: (error as Error).message, tries }, 'the store does not answer; trying again')
-        const now = clock.now()
-        const unavailable = new UnavailableError('the store cannot be reached', { cause: error })
-        for (const pending of batch) if (pending.deadline <= now) pending.reject(unavailable)
-        if (batch.every((pending) => pending.deadline <= now)) throw unavailable
+        if (batch.every((pending) => pending.over)) throw error
         await new Promise<void>((resolve) => { clock.after(Math.min(1000, 25 * 2 ** tries), resolve) })
       }
     }
@@ -256,11 +276,30 @@ export function createExecute ({ store, hints, clock, ids, log, settings, observ
     execute (conversation, command, { claim, patienceMs = IMPATIENT_MS } = {}) {
       return new Promise((resolve, reject) => {
         const actor = actorOf(conversation)
-        actor.pending.push({ command, claim: claim ?? null, deadline: clock.now() + patienceMs, patient: patienceMs > IMPATIENT_MS, resolve, reject })
+        const over = () => {
+          pending.over = true
+          cancel()
+        }
+        const pending: Pending = {
+          command,
+          claim: claim ?? null,
+          patient: patienceMs > IMPATIENT_MS,
+          over: false,
+          resolve: (result) => {
+            over()
+            resolve(result)
+          },
+          reject: (error) => {
+            over()
+            reject(error)
+          }
+        }
+        // Also while it still waits for others: they may be more patient.
+        const cancel = clock.after(patienceMs, () => pending.reject(new UnavailableError('the store did not answer in time')))
+        actor.pending.push(pending)
         wakeUp(conversation, actor)
       })
     },
-    peek: (conversation) => actors.get(conversation)?.row ?? undefined,
     between (conversation, task) {
       const actor = actorOf(conversation)
       actor.between.push(task)

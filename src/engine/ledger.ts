@@ -1,5 +1,6 @@
 import type { Message } from '../core/message.js'
-import type { Row, Store } from '../store/store.js'
+import type { Row } from '../store/store.js'
+import type { Reads } from './patience.js'
 
 /** Text kept in memory for conversations this process has worked on, in characters of JSON. */
 const KEPT_CHARS = 64 * 1024 * 1024
@@ -9,7 +10,7 @@ export interface LedgerCache {
   read: (conversation: string, row: Row) => Promise<Message[]>
 }
 
-export function createLedgerCache (store: Store): LedgerCache {
+export function createLedgerCache (store: Reads): LedgerCache {
   const kept = new Map<string, { generation: string, messages: Message[], chars: number }>()
   let chars = 0
 
@@ -23,15 +24,16 @@ export function createLedgerCache (store: Store): LedgerCache {
       const found = kept.get(conversation)
       const generation = `${row.born} ${row.state.rewinds}`
       const known = found?.generation === generation && found.messages.length <= row.state.messages ? found : { generation, messages: [], chars: 0 }
-      if (known.messages.length < row.state.messages) {
+      while (known.messages.length < row.state.messages) {
         const from = known.messages.length
         const tail = await store.ledger(conversation, from)
+        if (tail.length === 0) break
         // Another read may have added the same messages meanwhile.
-        if (known.messages.length === from) {
-          for (const json of tail) {
-            known.messages.push(JSON.parse(json) as Message)
-            known.chars += json.length
-          }
+        if (known.messages.length > from) continue
+        forget(conversation)
+        for (const json of tail) {
+          known.messages.push(JSON.parse(json) as Message)
+          known.chars += json.length
         }
       }
       forget(conversation)

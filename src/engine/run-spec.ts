@@ -2,7 +2,7 @@ import type { ChatCompletionTool } from 'openai/resources/chat/completions'
 import { docNames } from '../core/draft.js'
 import type { RunRecord } from '../core/state.js'
 import type { ToolDefinition } from '../core/tool.js'
-import type { Store } from '../store/store.js'
+import type { Reads } from './patience.js'
 import type { Tools } from './tools/tool.js'
 
 /** What performing a run's turns takes, beyond the state row: kept once beside it, as `StartRun.spec`. */
@@ -24,7 +24,7 @@ export interface PreparedSpec {
 const KEPT_SPECS = 2_000
 
 /** Reads a run's spec, from memory where this process has had it before: it never changes. */
-export function createSpecs (store: Store, tools: Tools): (conversation: string, runId: string) => Promise<PreparedSpec> {
+export function createSpecs (store: Reads, tools: Tools): (conversation: string, runId: string) => Promise<PreparedSpec> {
   const kept = new Map<string, PreparedSpec>()
   return async (conversation, runId) => {
     let found = kept.get(runId)

@@ -1,5 +1,6 @@
 import type { Command, ModelCall, TokenCount } from '../core/command.js'
 import { checkLedger, checkState } from '../core/check.js'
+import type { Message } from '../core/message.js'
 import type { RunError } from '../core/run.js'
 import type { ActiveRun, TurnPhase } from '../core/state.js'
 import { transcript } from '../core/transcript.js'
@@ -40,35 +41,41 @@ export async function performTurn (
   deps: TurnDeps, task: TurnTask, report: (command: Command) => Promise<boolean>
 ): Promise<{ command: Command | null, release: () => void }> {
   const { conversation, row, fence, signal } = task
-  const run = row.state.run as ActiveRun
-  const phase = run.phase as TurnPhase
-  const nothing = { command: null, release: () => { /* no lease was taken */ } }
-
-  const [lease, ledger, spec] = await Promise.all([
-    acquire(deps, conversation, signal),
-    deps.ledger.read(conversation, row),
-    deps.spec(conversation, run.id)
-  ])
-  if (lease === null) {
-    return signal.aborted ? nothing : { ...nothing, command: retry(deps, fence, 'lease_busy', deps.settings.leaseMs / 2, false, null) }
+  const taking = acquire(deps, conversation, signal)
+  try {
+    const run = row.state.run as ActiveRun
+    const [lease, ledger, spec] = await Promise.all([taking, deps.ledger.read(conversation, row), deps.spec(conversation, run.id)])
+    if (lease !== null) return { command: await ask(deps, task, { lease, ledger, spec }, report), release: lease.release }
+    const command = signal.aborted ? null : retry(deps, fence, 'lease_busy', deps.settings.leaseMs / 2, false, null)
+    return { command, release: () => { /* no lease was taken */ } }
+  } catch (error) {
+    // Whatever went wrong: a lease that was taken, or still comes, must not be kept.
+    taking.then((lease) => lease?.release(), () => { /* there is none */ })
+    throw error
   }
-  const release = () => lease.release()
+}
+
+/** Asks the model under a lease. */
+async function ask (
+  deps: TurnDeps, task: TurnTask, { lease, ledger, spec }: { lease: Lease, ledger: Message[], spec: PreparedSpec },
+  report: (command: Command) => Promise<boolean>
+): Promise<Command | null> {
+  const { conversation, row: { state }, fence, signal } = task
+  const run = state.run as ActiveRun
+  const phase = run.phase as TurnPhase
   const stop = new AbortController()
   const stopped = AbortSignal.any([signal, lease.signal, stop.signal])
 
-  const { state } = row
   const sent = transcript(ledger, state.has_system ? null : spec.instructions)
-  if (sent === null) {
-    const error = fail(deps, fence, 'nothing_to_answer', 'the conversation holds no message to answer; post a run with an input', false, null)
-    return { command: error, release }
-  }
+  if (sent === null) return fail(deps, fence, 'nothing_to_answer', 'the conversation holds no message to answer; post a run with an input', false, null)
   const wrong = [...checkState(state), ...checkLedger(state, ledger), ...sent.repairs]
   if (wrong.length > 0) {
-    deps.log.error({ conversation_id: conversation, run_id: run.id, turn: task.turn, wrong }, 'row and ledger disagreed; repaired before the LLM call')
     const known = new Set(ledger.map((message) => message.id))
     const delivered = state.waiting.filter((message) => known.has(message.id)).map((message) => message.id)
     const repaired = await report({ type: 'Recover', at: deps.clock.now(), fence, detail: wrong.join('; '), messages: ledger.length, delivered })
-    if (!repaired) return { command: null, release }
+    // Refused: it was only that others have gone on, and this attempt is over.
+    if (!repaired) return null
+    deps.log.error({ conversation_id: conversation, run_id: run.id, turn: task.turn, wrong }, 'row and ledger disagreed; repaired before the LLM call')
   }
 
   const deltas = createDeltas(
@@ -84,12 +91,12 @@ export async function performTurn (
       request_id: `${run.id}.${task.turn}.${task.attempt}`
     }, { signal: stopped, onText: deltas.push })
     deltas.end()
-    return { command: conclude(deps, run, spec, fence, answer), release }
+    return conclude(deps, run, spec, fence, answer)
   } catch (error) {
     deltas.end()
-    if (signal.aborted || stop.signal.aborted) return { command: null, release }
-    if (lease.signal.aborted) return { command: retry(deps, fence, 'lease_lost', 0, false, null), release }
-    return { command: failed(deps, run, phase, fence, error), release }
+    if (signal.aborted || stop.signal.aborted) return null
+    if (lease.signal.aborted) return retry(deps, fence, 'lease_lost', 0, false, null)
+    return failed(deps, run, phase, fence, error)
   }
 }
 

@@ -2,7 +2,8 @@ import { Type, type TProperties, type TSchema } from 'typebox'
 import type { EventType } from '../core/event.js'
 import { Content } from '../core/message.js'
 import { CallError, RunError, StopReason, Usage } from '../core/run.js'
-import { CreateRun } from './run.js'
+import { Conversation } from './conversation.js'
+import { CreateRun, Run } from './run.js'
 import { ConversationId, RunId } from './ids.js'
 
 const Time = Type.String({ format: 'date-time' })
@@ -87,7 +88,8 @@ export const StreamReset = Type.Object({
   type: Type.Literal('stream.reset'),
   conversation_id: ConversationId,
   reason: Type.String({ description: '`cursor_ahead`: the log ends before the cursor, because Redis lost what it had acknowledged.' }),
-  last_seq: Type.Integer({ minimum: 0, description: 'Newest event there is; the stream goes on behind it.' })
+  last_seq: Type.Integer({ minimum: 0, description: 'Newest event there is; the stream goes on behind it.' }),
+  snapshot: Type.Union([Run, Conversation, Type.Null()], { description: 'What the stream is of, as it stands now.' })
 }, { title: 'StreamReset', description: 'SSE event `stream.reset`: the cursor is worth nothing. Read the conversation or run anew, then go on with what follows.' })
 
 /** The data of one SSE frame. */

@@ -1,13 +1,10 @@
 import type { NewMessage } from '../core/command.js'
-import { iso } from '../core/draft.js'
 import type { Message } from '../core/message.js'
-import { dueAt } from '../core/schedule.js'
-import type { State } from '../core/state.js'
 import { conversationExists, notFound, unavailable, validationFailed, type FieldError } from '../errors.js'
 import type { Ids } from '../engine/ports.js'
-import type { Conversation, SeedMessage } from '../schemas/conversation.js'
-import type { Row } from '../store/store.js'
+import type { SeedMessage } from '../schemas/conversation.js'
 import { answering, rowOf, type Context } from './context.js'
+import { conversationView } from './conversation-view.js'
 import type { Services } from './services.js'
 
 export function createConversationService (context: Context): Services['conversations'] {
@@ -31,10 +28,10 @@ export function createConversationService (context: Context): Services['conversa
       const repeated = refusal === 'exists' && row?.state.tenant === caller.tenant && row.state.seen.includes(caller.operation)
       if (row === null) throw unavailable()
       if (refusal !== null && !repeated) throw conversationExists(id)
-      return view(row, clock.now())
+      return conversationView(row, clock.now())
     }),
 
-    get: (caller, id) => answering(async () => view(await rowOf(context, caller, id), clock.now())),
+    get: (caller, id) => answering(async () => conversationView(await rowOf(context, caller, id), clock.now())),
 
     state: (caller, id) => answering(async () => {
       const { version, state } = await rowOf(context, caller, id)
@@ -105,36 +102,4 @@ function seed (messages: SeedMessage[], ids: Ids): NewMessage[] {
       }
     }
   })
-}
-
-function view ({ version, state }: Row, now: number): Conversation {
-  return {
-    id: state.id,
-    version,
-    epoch: 1,
-    turn: state.turn,
-    message_count: state.messages,
-    last_seq: state.seq,
-    active_run_id: state.run?.id ?? null,
-    queued_run_ids: state.queue.map((run) => run.id),
-    waiting_for: waitingFor(state, now),
-    metadata: state.metadata,
-    created_at: iso(state.created_at)
-  }
-}
-
-function waitingFor (state: State, now: number): Conversation['waiting_for'] {
-  const { run } = state
-  if (run === null) {
-    const due = dueAt(state, now, { leaseMs: 0, sweepMs: 0 })
-    return due === null ? null : { kind: 'due_time', detail: 'the next run may not start before its time', due_at: iso(due) }
-  }
-  const { phase } = run
-  if (phase.type === 'batch') {
-    const open = phase.calls.filter((call) => call.settled === 0).map((call) => `${call.id} (${call.name})`)
-    return { kind: 'tools', detail: `the results of ${open.join(', ')}`, due_at: null }
-  }
-  if (phase.worker !== null) return { kind: 'model', detail: `the answer of ${run.models[phase.model]}, try ${phase.attempt}`, due_at: null }
-  if (phase.ready_at > now) return { kind: 'retry', detail: `the next try of turn ${phase.turn}`, due_at: iso(phase.ready_at) }
-  return { kind: 'worker', detail: `a worker that takes turn ${phase.turn}`, due_at: null }
 }

@@ -2,8 +2,10 @@ import { docNames } from '../core/draft.js'
 import { TERMINAL } from '../core/event.js'
 import type { RunEnd, RunRecord } from '../core/state.js'
 import { fenceOf } from '../store/plan.js'
-import type { Signal, StoredEvent } from '../store/store.js'
+import type { Row, Signal, StoredEvent } from '../store/store.js'
 import { answering, conversationOf, rowOf, type Context } from './context.js'
+import { conversationView } from './conversation-view.js'
+import { readRun } from './run-view.js'
 import type { Caller, LiveItem, Services } from './services.js'
 
 /** Events read from the log at once. */
@@ -66,6 +68,15 @@ export function createEventService (context: Context): Services['events'] {
     live: (caller, where, { after, signal }) => live(caller, where, after, signal)
   }
 
+  /**
+   * Told to a reader whose cursor the log never reached: what it counted on is lost. `snapshot` is what holds now, and `last_seq` where
+   * the stream goes on.
+   */
+  async function reset (scope: Scope, row: Row, lastSeq: number): Promise<object> {
+    const snapshot = scope.run_id === null ? conversationView(row, clock.now()) : await readRun(store, scope.conversation, scope.run_id)
+    return { type: 'stream.reset', conversation_id: scope.conversation, reason: 'cursor_ahead', last_seq: lastSeq, snapshot }
+  }
+
   async function* live (caller: Caller, where: { conversation_id?: string, run_id?: string }, after: number, signal: AbortSignal): AsyncGenerator<LiveItem> {
     const held: Signal[] = []
     let wake: () => void = () => { /* nobody waits yet */ }
@@ -114,14 +125,14 @@ export function createEventService (context: Context): Services['events'] {
       const end = scope.last ?? row.state.seq
       if (after > end) {
         cursor = end
-        yield { kind: 'reset', json: JSON.stringify({ type: 'stream.reset', conversation_id: scope.conversation, reason: 'cursor_ahead', last_seq: end }) }
+        yield { kind: 'reset', json: JSON.stringify(await answering(() => reset(scope, row, end))) }
       }
       if (over()) return
       for await (const item of stored()) {
         yield item
         if (item.kind === 'event' && isLast(scope, item.event)) return
       }
-      if (row !== null && fenceOf(row.state) > 0) yield* text()
+      if (fenceOf(row.state) > 0) yield* text()
 
       while (!signal.aborted) {
         const next = held.shift()

@@ -1,6 +1,7 @@
 import { Redis } from 'ioredis'
 import { problemIn } from '../support/client.js'
-import { call, delayed, say, type ReplyCall } from '../support/model-reply.js'
+import { call, delayed, latch, say, type ReplyCall } from '../support/model-reply.js'
+import { maxOverlap } from '../support/tool-server.js'
 import { story } from '../support/world.js'
 
 const many = (n: number, name: string, args: (i: number) => Record<string, unknown>, prefix = 'c'): ReplyCall[] =>
@@ -47,19 +48,15 @@ story('M3: a request that loses again and again is told so, and has changed noth
   const { id } = JSON.parse(made.text) as { id: string }
   const before = await client.conversation(id)
   const row = (await keys()).find((key) => key.endsWith(`:conv:${id}`)) ?? ''
-  // Somebody who raises the version all the time: whatever is decided was decided on an old one.
+  // A version that reads as one number and is stored as another text: whoever commits finds that somebody else was first, every time.
   const rival = new Redis(redis.url)
-  let busy = true
-  const racing = Promise.all(range(50).map(async () => {
-    while (busy) await rival.hincrby(row, 'version', 1)
-  }))
+  await rival.hset(row, 'version', `${before.version}.0`)
   const refused = await client.request('POST', '/runs', { body: { input: 'again', conversation_id: id } })
-  busy = false
-  await racing
-  await rival.quit()
   t.match(problemIn(refused), { status: 409, code: 'version_conflict', retryable: true })
   t.equal(refused.headers['retry-after'], '1')
-  t.same({ ...await client.conversation(id), version: 0 }, { ...before, version: 0 })
+  t.same(await client.conversation(id), before)
+  await rival.hset(row, 'version', before.version)
+  await rival.quit()
   t.equal((await client.request('POST', '/runs', { body: { input: 'again', conversation_id: id } })).status, 201)
   await client.request('DELETE', `/conversations/${id}`)
   t.equal(model.requests().length, 0)
@@ -75,7 +72,8 @@ story('M4, M6: row, ledger and log change together or not at all, whenever one l
   const versions = new Map<string, string>()
   for (let ended = false; !ended; looks++) {
     const found = await reader.multi().hmget(row, 'version', 'state').llen(`${row}:messages`).xlen(`${row}:events`).xrevrange(`${row}:events`, '+', '-', 'COUNT', 1).exec()
-    const [[version, json], messages, events, [[newest, fields]]] = (found ?? []).map(([, value]) => value) as [[string, string], number, number, [[string, string[]]]]
+    const values = (found ?? []).map(([, value]) => value) as [[string, string], number, number, [[string, string[]]]]
+    const [[version, json], messages, events, [[newest, fields]]] = values
     const state = JSON.parse(json) as { seq: number, messages: number, run: unknown }
     if (state.seq !== events || newest !== `${events}-0` || state.messages !== messages) t.fail('a half', { version, state, messages, events, newest })
     if ((versions.get(version) ?? json) !== json) t.fail(`version ${version} names two states`)
@@ -89,17 +87,15 @@ story('M4, M6: row, ledger and log change together or not at all, whenever one l
 
 story('N1: switched off, by environment or by run, parallel calls run one by one with the same result', async (t, { model, tools, service, tool }) => {
   const off = { FEATURE_PARALLEL_TOOLS: 'false', FEATURE_PARALLEL_TODOS: 'false', FEATURE_PARALLEL_LLM: 'false' }
-  const [parallel, switched] = await Promise.all([service(), service({ env: { ...off, INTERLOCK_KEY_PREFIX: 'flags-off' } })])
+  const [parallel, switched] = await Promise.all([service(), service({ env: off })])
   const ends = []
   for (const [name, { client }, body] of [['on', parallel, {}], ['by-env', switched, {}], ['by-run', parallel, { tool_policy: { parallel: false } }]] as const) {
     model.script(`conv:${name}`, [call(...many(4, 'sleep', (i) => ({ ms: 40 - 10 * i, value: i }))), say('done')])
-    tools.reset()
-    const { run } = await client.finish({ input: `conv:${name}`, tools: [tool('sleep')] as const, ...body })
+    const { run } = await client.finish({ input: `conv:${name}`, tools: [tool('sleep')], ...body })
     const ledger = (await client.messages(run.conversation_id)).slice(1).map(({ role, content, name: named }) => ({ role, content, named }))
     ends.push({ status: run.status, output: run.output, usage: run.usage, ledger })
-    t.equal(tools.maxOverlap() > 1, name === 'on', name)
+    t.equal(maxOverlap(tools.attempts.filter(({ headers }) => headers['interlock-run-id'] === run.id)) > 1, name === 'on', name)
     t.equal(model.requests(`conv:${name}`)[0]?.body.parallel_tool_calls, name === 'on', 'the model is told')
-    await client.request('DELETE', `/conversations/${run.conversation_id}`)
   }
   t.same(ends[1], ends[0])
   t.same(ends[2], ends[0])
@@ -107,8 +103,13 @@ story('N1: switched off, by environment or by run, parallel calls run one by one
 
 story('N4: LLM calls are capped, and conversations take turns', async (t, { model, service, tool }) => {
   const { client } = await service({ env: { INTERLOCK_MODEL_CONCURRENCY: '3' } })
-  model.otherwise(({ n }) => delayed(n < 3 ? call({ id: `c${n}`, name: 'echo', arguments: { value: n } }) : say('done'), 20))
-  await Promise.all(range(10).map((i) => client.finish({ input: `conv:${i}`, tools: [tool('echo')] })))
+  const gate = latch()
+  model.otherwise(({ n }) => delayed(n < 3 ? call({ id: `c${n}`, name: 'echo', arguments: { value: n } }) : say('done'), n === 1 ? gate : 10))
+  const streams = await Promise.all(range(10).map(async (i) => client.follow(await client.start({ input: `conv:${i}`, tools: [tool('echo')] }))))
+  await Promise.all(streams.map((stream) => stream.event('turn.started')))
+  t.ok(model.requests().length <= 3, 'the others wait')
+  gate.open()
+  await Promise.all(streams.map((stream) => stream.ended))
   t.equal(model.stats().maxInFlight, 3)
   const order = model.requests()
   t.equal(order.length, 30)

@@ -27,11 +27,11 @@ export function judge (evidence: Evidence): string[] {
   for (const life of lives) judgeLife(evidence, life, wrong)
   const created = new Map<string, number>()
   for (const life of lives) for (const event of life.events) if (event.type === 'run.created') created.set(event.run_id as string, (created.get(event.run_id as string) ?? 0) + 1)
-  for (const { action, run_id: run, outcome } of requests) {
+  for (const { action, run_id: run, outcome, repeated } of requests) {
     const times = created.get(run) ?? 0
     if (action.do !== 'run') continue
     if (outcome === 'accepted' && times !== 1) wrong.push(`I5 ${run} was accepted and exists ${times} times`)
-    if (outcome === 'refused' && times !== 0) wrong.push(`I5 ${run} was refused and exists`)
+    if (outcome === 'refused' && times !== 0 && !repeated) wrong.push(`I5 ${run} was refused and exists`)
     if (times > 1) wrong.push(`I5 ${run} exists ${times} times`)
   }
   return wrong
@@ -93,7 +93,7 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
   const blame = (what: string) => { wrong.push(`${what} (${conversation})`) }
   const events = life.events.map(({ json }) => JSON.parse(json) as Event)
   const runs = new Map<string, Run>()
-  const turns = new Map<number, { run: string, started: number, completed: number, over: number, retries: Event[] }>()
+  const turns = new Map<number, { run: string, started: number, completed: number, over: number, end: number, retries: Event[] }>()
   const messages = new Map<string, { content: string, state: 'waiting' | 'delivered' | 'superseded' | 'gone' }>()
   const calls = new Map<string, Call>()
   const ledger: Line[] = []
@@ -110,12 +110,13 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
   function link (): void {
     if (batch === null) return
     const policy = current?.request?.action.do === 'run' ? current.request.action.policy : {}
+    const { discarded } = batch
     const stays = ({ settled, attempts, name }: Call) => {
       if (settled === null) return false
-      if (settled.type !== 'tool.cancelled') return true
+      if (settled.type !== 'tool.cancelled') return !discarded
       return policy.cancelled_calls === 'tombstone' || (policy.cancelled_calls === 'tombstone_started' && attempts > 0 && TOOLS[name]?.effects !== 'read')
     }
-    const kept = batch.discarded ? [] : batch.calls.filter(stays)
+    const kept = batch.calls.filter(stays)
     for (const call of batch.calls) if (call.settled === null) blame(`I6 ${call.id} was never settled`)
     if (kept.length > 0) {
       ledger.push(lineOfCalls(batch.text, kept.map(({ name, args }) => ({ name, args }))))
@@ -167,7 +168,7 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
         link()
         if (event.turn !== turns.size + 1) blame(`I1 turn ${event.turn} starts as number ${turns.size + 1}`)
         for (const [number, one] of turns) if (one.over + one.completed === 0 && runs.get(one.run)?.ended?.type !== 'run.failed') blame(`I1 turn ${event.turn} starts before turn ${number} is over`)
-        turns.set(event.turn as number, { run: event.run_id as string, started: time, completed: 0, over: 0, retries: [] })
+        turns.set(event.turn as number, { run: event.run_id as string, started: time, completed: 0, over: 0, end: Infinity, retries: [] })
         payloads.set(event.turn as number, [...ledger])
         break
       case 'turn.retrying':
@@ -177,10 +178,12 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
       case 'turn.cancelled':
         if (turn === undefined || turn.over + turn.completed > 0) blame(`I1 turn ${event.turn} ends twice`)
         else turn.over++
+        if (turn !== undefined) turn.end = event.seq
         break
       case 'turn.completed': {
         if (turn === undefined || turn.over + turn.completed > 0) blame(`I1 turn ${event.turn} is committed twice`)
         else turn.completed++
+        if (turn !== undefined) turn.end = event.seq
         const asked = llmOf(event.run_id as string, event.turn as number).find(({ attempt }) => attempt === event.attempt)
         const cut = asked?.answer?.finish_reason === 'length'
         if (asked?.answer == null) blame(`I17 turn ${event.turn} has an answer that the LLM never gave`)
@@ -227,7 +230,7 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
         break
       }
       case 'message.delivered': case 'message.superseded': {
-        link()
+        if (event.type === 'message.delivered') link()
         const message = messages.get(event.message_id as string)
         if (message === undefined || message.state !== 'waiting') {
           blame(`I5 ${event.type} for message ${String(event.message_id)}, which does not wait`)
@@ -295,6 +298,8 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
     asked.forEach((one, i) => {
       if (one.attempt > turn.retries.length + 1) blame(`I1b attempt ${one.attempt} of turn ${number} after ${turn.retries.length} retries`)
       if (one.seq < (events.find((event) => event.type === 'turn.started' && event.turn === number)?.seq ?? Infinity)) blame(`M6 the LLM was asked before turn ${number} was stored`)
+      // It may begin just behind the end of its turn, before its worker hears of that: then it is in vain, and may have read what came later.
+      if (one.seq >= turn.end) return
       // Input of a run that was cancelled before it began may have entered the ledger, or not.
       const sent = linesOf(one).filter((line) => !unstarted.has(line))
       if (sent.join('\n') !== wanted.join('\n')) blame(`I3b turn ${number} sent\n    ${sent.join('\n    ')}\n  instead of\n    ${wanted.join('\n    ')}`)
@@ -322,11 +327,11 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
     for (const [number, { run, started }] of turns) {
       const first = llmOf(run, number)[0]
       if (first !== undefined && first.start - started > 60) blame(`N4 the LLM call of turn ${number} began ${Math.round(first.start - started)} ms after the turn`)
-      const closed = at((event) => event.type === 'batch.completed' && event.turn === number - 1)
+      const closed = at((event) => event.type === 'batch.completed' && event.turn === number - 1 && event.run_id === run)
       if (closed !== undefined && started - closed > 120) blame(`N4 turn ${number} began ${Math.round(started - closed)} ms after the batch before it`)
     }
     const first = [...runs.values()][0]
-    const begun = at((event) => event.type === 'run.started')
+    const begun = at((event) => event.type === 'run.started' && event.run_id === first?.id)
     if (first?.request?.action.do === 'run' && first.request.action.after === 0 && begun !== undefined && begun - (times[0] as number) > 120) {
       blame(`N4 ${first.id} began ${Math.round(begun - (times[0] as number))} ms after it was created`)
     }

@@ -32,6 +32,8 @@ export interface Host {
   timeline: Timeline
   latency: Random
   faults: Fault[]
+  /** Nothing on the way ever takes long. */
+  smooth: boolean
   /** Nothing goes wrong from here on. */
   calm: () => boolean
   trace: ((who: string, what: string) => void) | null
@@ -60,6 +62,7 @@ export function createMachine (host: Host, number: number, incarnation: number, 
 
   /** Mostly quick, sometimes slow: what is rare in life is not rare here. */
   const delay = () => {
+    if (host.smooth) return 0.1 + latency.next()
     const kind = latency.next()
     return kind < 0.9 ? 0.1 + latency.next() : kind < 0.99 ? latency.next() * 10 : latency.next() * 60
   }

@@ -46,7 +46,7 @@ export function createProvider ({ seed, timeline, errorRate, leaseMs, calm, seqO
         const [runId, turn, attempt] = request.request_id.split('.') as [string, string, string]
         const random = createRandom(seed, `llm ${request.request_id}`)
         const start = timeline.now()
-        const long = random.chance(0.07) && !calm()
+        const long = random.chance(0.05)
         const call: LlmCall = {
           run_id: runId, turn: Number(turn), attempt: Number(attempt), machine, model: request.model, request, start,
           planned: start + (long ? leaseMs * (0.3 + 2 * random.next()) : 2 + 50 * random.next() ** 2), hungUp: null, seq: seqOf(runId), answer: null, error: null

@@ -38,13 +38,12 @@ export interface ToolboxOptions {
   seed: number
   timeline: Timeline
   leaseMs: number
-  calm: () => boolean
   seqOf: (runId: string) => number
   trace: ((who: string, what: string) => void) | null
 }
 
 /** Tools that do what the seed says, and remember every execution. */
-export function createToolbox ({ seed, timeline, leaseMs, calm, seqOf, trace }: ToolboxOptions): { executions: Execution[], toolsOf: (machine: Machine) => Tools } {
+export function createToolbox ({ seed, timeline, leaseMs, seqOf, trace }: ToolboxOptions): { executions: Execution[], toolsOf: (machine: Machine) => Tools } {
   const executions: Execution[] = []
 
   function toolsOf (machine: Machine): Tools {
@@ -71,7 +70,7 @@ export function createToolbox ({ seed, timeline, leaseMs, calm, seqOf, trace }: 
         trace?.(machine.name, `tool ${name} runs for ${call_id}, attempt ${attempt}`)
         const kind = random.next()
         const hangs = kind < 0.04
-        const ms = hangs ? Infinity : kind < 0.1 && !calm() ? leaseMs * 1.5 * random.next() : 1 + 30 * random.next() ** 2
+        const ms = hangs ? Infinity : kind < 0.08 ? leaseMs * 1.5 * random.next() : 1 + 30 * random.next() ** 2
         const timers = hangs ? [] : [machine.deliver(timeline.now() + ms, () => {
           signal.removeEventListener('abort', abort)
           if (kind > 0.9) {

@@ -130,13 +130,13 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
 
   // --- Processes ---------------------------------------------------------------------------------------------------------------------
   const provider = createProvider({ seed, timeline, errorRate: workload.errorRate, leaseMs: LEASE_MS, calm, seqOf, trace })
-  const toolbox = createToolbox({ seed, timeline, leaseMs: LEASE_MS, calm, seqOf, trace })
+  const toolbox = createToolbox({ seed, timeline, leaseMs: LEASE_MS, seqOf, trace })
   const steps = workload.machines.map(() => ({ count: 0 }))
   const running = new Map<number, { controls: Controls, engine: Engine | null, entrance: Entrance | null, stopping: boolean }>()
   const ears = new Map<string, { machine: Machine, listener: (note: WorkerNote) => void }>()
   let ids = 0
 
-  const host: Host = { timeline, latency: createRandom(seed, 'latency'), faults, calm, trace, strike }
+  const host: Host = { timeline, latency: createRandom(seed, 'latency'), faults, smooth: faults.length === 0, calm, trace, strike }
 
   function strike (fault: Fault, machine: Machine): void {
     struck.push(fault)

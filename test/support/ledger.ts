@@ -752,6 +752,7 @@ export function createLedger (): Ledger {
       const starts = change.events.find((event) => event.type === 'turn.started')
       if (starts !== undefined) same(starts.message_count, shelf.messages.length, 'message_count')
       same(change.created, given.type === 'StartRun' ? [given.run_id] : [], 'runs that came into being')
+      if (isTurnDue()) sendable(shelf.messages)
       perform(change.effects, given.executor)
       if (change.messages.length > 0) sendable([...shelf.messages, { id: 'probe', role: 'user', content: 'and?', turn: null, run_id: null, created_at: iso(now) }])
       checkDocs(log.slice(log.length - change.events.length))

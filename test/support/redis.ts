@@ -70,14 +70,20 @@ export async function privateRedis (t: Test, options: { tcp?: boolean, cluster?:
   const args = ['--bind', '127.0.0.1', '--port', String(port), '--unixsocket', socket, '--dir', dir, '--appendonly', 'yes', '--save', '', ...options.args ?? []]
   if (options.cluster) args.push('--cluster-enabled', 'yes', '--cluster-announce-ip', '127.0.0.1', '--cluster-port', String(await freePort()))
   let child: ChildProcess | undefined
+  let guard: ChildProcess | undefined
 
   async function start (): Promise<void> {
     child = spawn(bin, args, { stdio: 'ignore' })
-    await usable(socket, options.cluster ?? false)
+    // A test file that hangs is killed by tap: the guard's input then ends, and the server with it.
+    guard = spawn('/bin/sh', ['-c', 'read -r _; kill -9 "$0"', String(child.pid)], { stdio: ['pipe', 'ignore', 'ignore'] })
+    const died = once(child, 'exit').then(() => { throw new Error('redis-server has ended at once') })
+    died.catch(() => {}) // when it is killed later, that is no error
+    await Promise.race([died, usable(socket, options.cluster ?? false)])
   }
   async function kill (): Promise<void> {
     if (child === undefined) return
-    const gone = once(child, 'exit')
+    const gone = Promise.all([once(child, 'exit'), once(guard!, 'exit')])
+    guard!.kill('SIGKILL')
     child.kill('SIGKILL')
     child = undefined
     await gone

@@ -56,6 +56,10 @@ interface StepDuty {
   interrupting: boolean
   discard: boolean
   supersede: string[]
+  /** What a final answer did not see is delivered at once, so that nobody can take it back and leave nothing to answer. */
+  deliver: string[]
+  /** The run is between two turns, or will be: what is delivered now comes with the next one. */
+  next: boolean
   end: 'completed' | 'incomplete' | 'failed' | null
   cancelled: string[]
   appended: Expected[]
@@ -165,6 +169,7 @@ export function createJudge (): Judge {
     must(readyFor(null).length === 0, `run ${next} becomes active before ${ids(readyFor(null))} were delivered`)
     queue = queue.filter((id) => id !== next)
     active = next
+    duty.next = true
     run(next).ledgerStart = ledger.length + duty.appended.length
     for (const { id, content } of run(next).order.messages) duty.appended.push({ id, role: 'user', content: content as string, turn: turn + 1, run_id: next })
   }
@@ -172,9 +177,13 @@ export function createJudge (): Judge {
   /** A turn is over: it has given an answer, or wants another turn. */
   function conclude (answered: boolean): void {
     const ready = readyFor(active)
-    if (answered && ready.length === 0) duty.end = 'completed'
-    else if (isOverLimit()) duty.end = 'incomplete'
-    else if (answered) for (const message of ready) message.mode = 'steer'
+    if (answered && ready.length === 0) {
+      duty.end = 'completed'
+      return
+    }
+    duty.next = true
+    if (answered) duty.deliver = ready.map((message) => message.id)
+    if (isOverLimit()) duty.end = 'incomplete'
   }
 
   function isOverLimit (): boolean {
@@ -242,7 +251,7 @@ export function createJudge (): Judge {
         must(ofActive && run(runId as string).startedAt !== null, `turn ${event.turn} starts for ${runId}, the active run is ${active}`)
         must(open === null, `turn ${event.turn} starts while a ${open?.kind} is open`)
         must(event.turn === turn + 1 && event.attempt === 1, `turn ${event.turn} attempt ${event.attempt} starts after turn ${turn}`)
-        must(steering().length === 0, `turn ${event.turn} starts without ${ids(steering())}`)
+        must(steering().length === 0 && duty.deliver.length === 0, `turn ${event.turn} starts without ${ids(steering())}`)
         must(!isOverLimit(), `turn ${event.turn} starts beyond a limit`)
         must(event.message_count === ledger.length + duty.appended.length, `turn ${event.turn} counts ${event.message_count} messages`)
         turn = event.turn as number
@@ -388,6 +397,7 @@ export function createJudge (): Judge {
     must(JSON.stringify(event.content) === JSON.stringify(post.content), `message ${id} changes its content`)
     const ready = readyFor(post.run_id)
     if (interrupting) {
+      duty.next = true
       duty.discard = post.completed_calls === 'discard'
       if (post.queued === 'supersede') duty.supersede = ready.map((message) => message.id)
       else for (const message of ready) message.mode = 'steer'
@@ -407,14 +417,14 @@ export function createJudge (): Judge {
     const left = event.run_id === undefined
     const starts = !left && boundary?.type === 'turn.started'
     if (left) must(active === null, `message ${String(event.message_id)} is delivered for no run while ${active} is active`)
-    else must(event.run_id === active && boundary?.run_id === active, `message ${String(event.message_id)} is delivered in the middle of a turn`)
-    const due = left ? readyFor(null) : starts ? steering() : readyFor(active)
-    const message = due[0]
+    else must(event.run_id === active && (duty.deliver.length > 0 || boundary?.run_id === active), `message ${String(event.message_id)} is delivered in the middle of a turn`)
+    const [message] = left ? readyFor(null) : duty.deliver.length > 0 || !starts ? readyFor(active) : steering()
     if (message === undefined || message.id !== event.message_id) return must(false, `message ${String(event.message_id)} is delivered, the next one is ${message?.id}`)
     drop(message, 'delivered')
+    duty.deliver.shift()
     message.inLedgerOf = event.run_id ?? null
-    const at = starts ? turn + 1 : turn
-    must(!starts || event.turn === at, `message ${message.id} is delivered in turn ${event.turn}`)
+    const at = !left && duty.next ? turn + 1 : turn
+    must(event.turn === at || (event.turn === undefined && !starts), `message ${message.id} is delivered in turn ${event.turn}`)
     duty.appended.push({ id: message.id, role: 'user', content: message.content as string, turn: at, run_id: message.run })
   }
 
@@ -483,7 +493,17 @@ export function createJudge (): Judge {
       }
       must(expected === null || expected === 'any', `accepted, expected ${expected}`)
       const interrupting = command.type === 'PostMessage' && interrupts(command)
-      duty = { close: interrupting || stopsWork(command), interrupting, discard: false, supersede: [], end: null, cancelled: [], appended: [] }
+      duty = {
+        close: interrupting || stopsWork(command),
+        interrupting,
+        discard: false,
+        supersede: [],
+        deliver: [],
+        next: active !== null && open === null,
+        end: null,
+        cancelled: [],
+        appended: []
+      }
       const before = { open, waits: command.type === 'PostMessage' ? waitsFor(command.run_id).length : 0 }
       restart(command)
       if (!exists) {
@@ -494,6 +514,7 @@ export function createJudge (): Judge {
       seen.events.forEach((event, i) => hear(event, seen.events.slice(i + 1)))
       activate()
       must(duty.supersede.length === 0, `${duty.supersede.join()} were not superseded`)
+      must(duty.deliver.length === 0, `${duty.deliver.join()} wait although the answer was final`)
       must(duty.end === null, `the run goes on, though it is ${duty.end}`)
       must(active !== null || readyFor(null).length === 0, `${ids(readyFor(null))} wait for nothing`)
       must(!duty.close || before.open === null || open?.turn !== before.open.turn, `${command.type} stopped nothing`)

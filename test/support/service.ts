@@ -75,8 +75,15 @@ export type ProcessKind = 'all' | 'api' | 'worker'
 
 const ENTRY: Record<ProcessKind, string[]> = { all: ['src/server.js'], api: ['src/server.js', '--api'], worker: ['src/worker.js'] }
 
-/** A process of the service, killed with `t` if it still runs. Resolves as soon as the process is there; `startProcess` waits until it works. */
-export function spawnProcess (t: Test, kind: ProcessKind, env: Env): Omit<ServiceProcess, 'url' | 'client'> & { ready: Promise<string> } {
+export interface SpawnedProcess extends Omit<ServiceProcess, 'url' | 'client'> {
+  /** Resolves with its URL. */
+  listening: Promise<string>
+  /** Resolves when it works. */
+  ready: Promise<void>
+}
+
+/** A process of the service, killed with `t` if it still runs. Nothing is waited for: `startProcess` does. */
+export function spawnProcess (t: Test, kind: ProcessKind, env: Env): SpawnedProcess {
   const [entry = '', ...args] = ENTRY[kind]
   const child = spawn(process.execPath, ['--enable-source-maps', join(compiled(), entry), ...args], {
     env: { PATH: process.env.PATH, PORT: '0', INTERLOCK_WORKER_PORT: '0', LOG_LEVEL: 'info', ...env },
@@ -86,28 +93,28 @@ export function spawnProcess (t: Test, kind: ProcessKind, env: Env): Omit<Servic
   let stderr = ''
   child.stderr.setEncoding('utf8').on('data', (text: string) => { stderr += text })
   const exited = new Promise<Exit>((resolve) => child.once('close', (code, signal) => resolve({ code, signal })))
-  const ready = new Promise<string>((resolve, reject) => {
-    let url = ''
-    createInterface(child.stdout).on('line', (line) => {
-      logs.push(line)
-      const { msg, address } = JSON.parse(line) as { msg?: string, address?: string }
-      if (msg === 'listening') url = address ?? ''
-      if (msg === 'ready') resolve(url)
-    })
-    void exited.then(({ code, signal }) => reject(new Error(`the ${kind} process ended (${code ?? signal}): ${stderr}`)))
+  const said = { listening: (_: string) => { /* set below */ }, ready: (_: string) => { /* set below */ } }
+  const ended = exited.then(({ code, signal }) => { throw new Error(`the ${kind} process ended (${code ?? signal}): ${stderr}`) })
+  const listening = Promise.race([ended, new Promise<string>((resolve) => { said.listening = resolve })])
+  const ready = Promise.race([ended, new Promise<string>((resolve) => { said.ready = resolve })]).then(() => { /* it works */ })
+  // A process that is not waited for may end.
+  for (const promise of [listening, ready]) promise.catch(() => {})
+  createInterface(child.stdout).on('line', (line) => {
+    logs.push(line)
+    const { msg, address = '' } = JSON.parse(line) as { msg?: string, address?: string }
+    if (msg === 'listening' || msg === 'ready') said[msg](address)
   })
-  ready.catch(() => { /* a process that is not waited for may end */ })
   const kill = () => {
     if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL')
     return exited
   }
   t.teardown(kill)
-  return { pid: child.pid ?? 0, logs, stderr: () => stderr, signal: (name) => { child.kill(name) }, exited, kill, ready }
+  return { pid: child.pid ?? 0, logs, stderr: () => stderr, signal: (name) => { child.kill(name) }, exited, kill, listening, ready }
 }
 
 /** A process of the service that works. */
 export async function startProcess (t: Test, kind: ProcessKind, env: Env): Promise<ServiceProcess> {
-  const { ready, ...rest } = spawnProcess(t, kind, env)
-  const url = await within(ready, () => `the ${kind} process is not ready: ${rest.stderr()}`)
+  const { listening, ready, ...rest } = spawnProcess(t, kind, env)
+  const [url] = await within(Promise.all([listening, ready]), () => `the ${kind} process is not ready: ${rest.stderr()}`)
   return { ...rest, url, client: createClient(url) }
 }

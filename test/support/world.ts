@@ -2,9 +2,9 @@ import { Redis } from 'ioredis'
 import root, { type Test } from 'tap'
 import type { HttpTool } from '../../src/core/tool.js'
 import type { Client } from './client.js'
-import { gather, judge } from './invariants.js'
+import { gather, judge, type Exception } from './invariants.js'
 import { startModelServer, type ModelServer } from './model-server.js'
-import { testRedis } from './redis.js'
+import { privateRedis, testRedis, type PrivateRedis } from './redis.js'
 import { startProcess, startService, type Env, type ProcessKind, type Service, type ServiceOptions, type ServiceProcess } from './service.js'
 import { startToolServer, type ToolServer } from './tool-server.js'
 
@@ -13,6 +13,8 @@ export interface World {
   model: ModelServer
   tools: ToolServer
   redis: { url: string, prefix: string }
+  /** The server itself, where the test has one of its own. */
+  server: PrivateRedis | null
   /** The settings of a process of this world. */
   env: (over?: Env) => Env
   /** API and worker in the test process. */
@@ -28,10 +30,10 @@ export interface World {
 
 export interface StoryOptions {
   env?: Env
-  /** Default: a prefix of its own on the Redis all tests share. */
-  redis?: { url: string, prefix: string }
-  /** What is not asked of this test, and why: see `judge`. */
-  except?: ('deltas' | 'errors')[]
+  /** A Redis server of its own, to be killed. Default: a prefix of its own on the one all tests share. */
+  ownRedis?: boolean
+  /** What cannot be asked of this test: see `Exception`. */
+  except?: Exception[]
 }
 
 export const API_KEY = 'sk-canary-of-the-provider'
@@ -45,7 +47,7 @@ let held: Promise<unknown> | undefined
  */
 export function story (title: string, tell: (t: Test, world: World) => Promise<void>, options: StoryOptions = {}): void {
   void root.test(title, async (t) => {
-    held ??= options.redis === undefined ? testRedis(root) : undefined
+    held ??= testRedis(root)
     await held
     const { world, conclude } = await openWorld(t, options)
     await tell(t, world)
@@ -53,8 +55,9 @@ export function story (title: string, tell: (t: Test, world: World) => Promise<v
   })
 }
 
-async function openWorld (t: Test, { env: settings, redis: given, except = [] }: StoryOptions): Promise<{ world: World, conclude: () => Promise<void> }> {
-  const redis = given ?? await testRedis(t)
+async function openWorld (t: Test, { env: settings, ownRedis = false, except = [] }: StoryOptions): Promise<{ world: World, conclude: () => Promise<void> }> {
+  const server = ownRedis ? await privateRedis(t) : null
+  const redis = server === null ? await testRedis(t) : { url: server.url, prefix: 'own' }
   const model = await startModelServer()
   const tools = await startToolServer()
   t.teardown(() => Promise.all([model.close(), tools.close()]))
@@ -80,6 +83,7 @@ async function openWorld (t: Test, { env: settings, redis: given, except = [] }:
     model,
     tools,
     redis,
+    server,
     env,
     service: async ({ env: over, ...rest } = {}) => kept(await startService(t, { env: env(over), ...rest })),
     process: async (kind, over) => kept(await startProcess(t, kind, env(over))),
@@ -98,11 +102,11 @@ async function openWorld (t: Test, { env: settings, redis: given, except = [] }:
     const { client: reader } = await startService(t, { env: env({ INTERLOCK_API_KEYS: '' }), roles: { api: true, worker: false } })
     for (const conversation of new Set(clients.flatMap((client) => [...client.seen.conversations]))) {
       const evidence = await gather(reader, conversation, { streams, requests: model.requests(), attempts: tools.attempts })
-      if (evidence !== null) t.same(judge(evidence, { deltas: !except.includes('deltas') }), [], `the records of ${conversation} agree`)
+      if (evidence !== null) t.same(judge(evidence, except), [], `the records of ${conversation} agree`)
     }
     for (const line of services.flatMap((service) => service.logs)) {
-      const { level, msg } = JSON.parse(line) as { level: number, msg: string }
-      if (level >= 50 && !except.includes('errors')) t.fail(`an error was logged: ${msg}`, { line })
+      const { level, msg, status } = JSON.parse(line) as { level: number, msg: string, status?: number }
+      if (level >= 50 && status !== 503) t.fail(`an error was logged: ${msg}`, { line })
       // Every input here holds a marker `conv:…`; Redis keys hold `conv:conv_…`.
       if (line.includes(API_KEY) || /\bconv:(?!conv_)/.test(line)) t.fail('a key or the text of a message was logged', { line })
     }

@@ -1,0 +1,119 @@
+import type { Run } from '../../src/schemas/run.js'
+import { problemIn, type Answer, type Client } from '../support/client.js'
+import { say } from '../support/model-reply.js'
+import { redisProxy } from '../support/redis-proxy.js'
+import { story } from '../support/world.js'
+
+const post = (client: Client, key: string, body: unknown = { input: 'conv:a' }, headers: Record<string, string> = {}): Promise<Answer> =>
+  client.request('POST', '/runs', { body, headers: { 'idempotency-key': key, ...headers } })
+
+const idOf = (answer: Answer): string => (JSON.parse(answer.text) as Run).id
+
+/** Repeats a request as its answers ask it to, until one is final. */
+async function insist (client: Client, key: string): Promise<{ answer: Answer, refusals: string[] }> {
+  const refusals: string[] = []
+  for (;;) {
+    const answer = await post(client, key)
+    if (answer.status < 400) return { answer, refusals }
+    const { code, retryable } = problemIn(answer)
+    if (!retryable) throw new Error(`${code} is final`)
+    refusals.push(code)
+    await new Promise((resolve) => { setTimeout(resolve, 1000 * Number(answer.headers['retry-after'])) })
+  }
+}
+
+story('M5: the same key and body replays the first answer, whatever has become of the run', async (t, { model, service }) => {
+  const [{ client }, other] = await Promise.all([service(), service({ roles: { api: true, worker: false } })])
+  model.otherwise(() => say('done'))
+  const first = await post(client, 'key-1')
+  t.match(first, { status: 201, headers: { location: `/runs/${idOf(first)}` } })
+  t.equal(first.headers['idempotency-replayed'], undefined)
+  await client.ended(idOf(first))
+  for (const one of [client, other.client]) {
+    const again = await post(one, 'key-1')
+    t.same([again.status, again.text, again.headers.location, again.headers['idempotency-replayed']], [201, first.text, first.headers.location, 'true'])
+  }
+  t.match(problemIn(await post(client, 'key-1', { input: 'conv:other' })), { status: 422, code: 'idempotency_mismatch', retryable: false })
+  t.match(problemIn(await client.request('POST', '/conversations', { body: { input: 'conv:a' }, headers: { 'idempotency-key': 'key-1' } })), { status: 422 })
+  t.not(idOf(await post(client, 'key-2')), idOf(first), 'another key, another run')
+  t.match(problemIn(await post(client, 'ö')), { status: 422 })
+  t.equal((await client.get<{ data: Run[] }>('/runs')).data.length, 2)
+})
+
+story('M5: a refused request leaves its key free', async (t, { model, service }) => {
+  const { client } = await service()
+  model.otherwise(() => say('done'))
+  t.equal((await post(client, 'key', { input: 'conv:a', conversation_id: 'conv_unknown' })).status, 404)
+  t.equal((await post(client, 'key', { input: '' })).status, 422)
+  t.equal((await post(client, 'key')).status, 201)
+})
+
+story('M5: conversations and cancels are done once per key too', async (t, { model, service }) => {
+  const { client } = await service()
+  model.otherwise(() => say('done'))
+  const create = () => client.request('POST', '/conversations', { body: {}, headers: { 'idempotency-key': 'make' } })
+  const [one, two] = [await create(), await create()]
+  t.equal(two.text, one.text)
+  t.equal(two.headers['idempotency-replayed'], 'true')
+  const run = await client.start({ input: 'conv:a', after_seconds: 3600 })
+  const cancel = () => client.request('POST', `/runs/${run.id}/cancel`, { headers: { 'idempotency-key': 'stop' } })
+  const [first, again] = [await cancel(), await cancel()]
+  t.equal(again.text, first.text)
+})
+
+story('M5: a repeat that waits, or that wants the stream, gets it for the same run', async (t, { model, service }) => {
+  const { client } = await service()
+  model.otherwise(() => say('done'))
+  const first = await post(client, 'key', undefined, { prefer: 'wait=30' })
+  t.equal(first.status, 200)
+  const again = await post(client, 'key', undefined, { prefer: 'wait=30' })
+  t.same([again.status, again.text, again.headers['idempotency-replayed']], [200, first.text, 'true'])
+  const stream = await client.open('/runs', { method: 'POST', body: { input: 'conv:a' }, headers: { 'idempotency-key': 'key' } })
+  await stream.ended
+  t.equal(stream.events()[0]?.run_id, idOf(first))
+  t.equal(stream.types().at(-1), 'run.completed')
+  t.equal(model.requests().length, 1)
+})
+
+story('F52: the same key in parallel on two API processes makes one run', async (t, { model, service, process }) => {
+  const [{ client: one }, { client: two }] = await Promise.all([process('api'), process('api'), service({ roles: { api: false, worker: true } })])
+  model.otherwise(() => say('done'))
+  for (let round = 0; round < 5; round++) {
+    const answers = await Promise.all(Array.from({ length: 12 }, (_, i) => post(i % 2 === 0 ? one : two, `key-${round}`, { input: `conv:${round}` })))
+    const made = answers.filter(({ status }) => status === 201)
+    t.ok(made.length >= 1)
+    t.equal(new Set(made.map(idOf)).size, 1, 'one run')
+    t.equal(made.filter(({ headers }) => headers['idempotency-replayed'] !== 'true').length, 1, 'made by one request')
+    for (const refused of answers.filter(({ status }) => status !== 201)) {
+      t.match(problemIn(refused), { status: 409, code: 'idempotency_in_progress', retryable: true })
+      t.equal(refused.headers['retry-after'], '1')
+    }
+    t.equal(idOf(await post(two, `key-${round}`, { input: `conv:${round}` })), idOf(made[0] as Answer))
+    await one.ended(idOf(made[0] as Answer))
+  }
+  t.equal((await one.get<{ data: Run[] }>('/runs')).data.length, 5)
+  t.equal(model.requests().length, 5)
+})
+
+for (const [title, at] of [['F50: between commit and answer', 'answered'], ['F51: before the commit', 'unsent']] as const) {
+  story(`${title} an API process is killed: a repeat with the same key gives the one run`, async (t, { model, service, process, redis }) => {
+    const proxy = await redisProxy(t, redis.url)
+    const [doomed, { client }] = await Promise.all([process('api', { REDIS_URL: proxy.url }), service()])
+    model.otherwise(() => say('done'))
+    const cut = proxy.cut('run.created', at)
+    const lost = t.rejects(post(doomed.client, 'key'), 'no answer ever comes')
+    await cut
+    await doomed.kill()
+    await lost
+    const listed = async () => (await client.get<{ data: Run[] }>('/runs')).data.map(({ id }) => id)
+    const before = await listed()
+    t.equal(before.length, at === 'answered' ? 1 : 0)
+    const { answer, refusals } = await insist(client, 'key')
+    t.same([...new Set(refusals)], ['idempotency_in_progress'], 'as long as the first one may still be alive')
+    t.equal(answer.status, 201)
+    if (at === 'answered') t.equal(idOf(answer), before[0])
+    t.same(await listed(), [idOf(answer)])
+    t.equal((await client.ended(idOf(answer))).output, 'done')
+    t.equal(model.requests().length, 1)
+  })
+}

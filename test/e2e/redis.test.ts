@@ -1,0 +1,59 @@
+import { call, say, type ReplyCall } from '../support/model-reply.js'
+import { problemIn } from '../support/client.js'
+import { spawnProcess } from '../support/service.js'
+import { createClient, within } from '../support/client.js'
+import { story } from '../support/world.js'
+
+const many = (n: number, name: string, args: (i: number) => Record<string, unknown>, prefix = 'c'): ReplyCall[] =>
+  Array.from({ length: n }, (_, i) => ({ id: `${prefix}${i}`, name, arguments: args(i) }))
+
+const range = (n: number) => Array.from({ length: n }, (_, i) => i)
+
+story('N12: Redis is killed and restarted under load: 503 within a second meanwhile, then everything goes on by itself', async (t, { model, tools, process, service, server, tool }) => {
+  const [worker, { client }] = await Promise.all([process('worker'), service({ roles: { api: true, worker: false } })])
+  model.otherwise(({ n }) => n > 4 ? say('done') : call(...many(3, 'sleep', (i) => ({ ms: 30 * i, value: i }), `${n}c`)))
+  const before = await Promise.all(range(12).map((i) => client.start({ input: `conv:${i}`, tools: [tool('sleep', { effects: 'read' })] })))
+  await tools.waitFor((attempts) => attempts.length >= 30)
+  await server?.kill()
+
+  const requests: [method: string, path: string, body?: unknown][] = [
+    ['POST', '/runs', { input: 'conv:x' }], ['GET', `/runs/${before[0]?.id}`], ['GET', '/runs'], ['POST', `/runs/${before[0]?.id}/cancel`], ['GET', `/conversations/${before[0]?.conversation_id}/messages`]
+  ]
+  await Promise.all(requests.map(async ([method, path, body]) => {
+    const asked = performance.now()
+    const answer = await client.request(method, path, { body, headers: method === 'POST' ? { 'idempotency-key': `${method} ${path}`.replace(/ /g, '-') } : {} })
+    t.match(problemIn(answer), { status: 503, code: 'unavailable', retryable: true }, `${method} ${path}`)
+    t.ok(Number(answer.headers['retry-after']) >= 1)
+    const took = performance.now() - asked
+    // A second by contract; the rest is for a machine that does other things.
+    t.ok(took < 2000, `${method} ${path}: ${Math.round(took)} ms`)
+  }))
+  t.equal((await client.request('GET', '/health/live')).status, 200)
+  t.equal((await client.request('GET', '/health/ready')).status, 503)
+  t.equal((await worker.client.request('GET', '/health/live')).status, 200)
+  t.equal((await worker.client.request('GET', '/health/ready')).status, 503)
+
+  await server?.start()
+  for (const run of before) t.match(await client.ended(run), { status: 'completed', output: 'done', usage: { tool_calls: 12 } })
+  const { run } = await client.finish({ input: 'conv:after', tools: [tool('sleep', { effects: 'read' })] })
+  t.equal(run.status, 'completed')
+  t.equal((await worker.client.request('GET', '/health/ready')).status, 200)
+  t.same(worker.stderr(), '')
+}, { ownRedis: true, except: ['deltas'], env: { INTERLOCK_LOCK_TTL_MS: '2000' } })
+
+story('a process that starts before Redis waits for it: live at once, ready when it can work', async (t, { model, server, env, watch }) => {
+  await server?.kill()
+  const child = spawnProcess(t, 'all', env())
+  const url = await within(child.listening, () => 'it does not listen')
+  const client = watch(createClient(url))
+  t.equal((await client.request('GET', '/health/live')).status, 200)
+  t.equal((await client.request('GET', '/health/ready')).status, 503)
+  t.match(problemIn(await client.request('POST', '/runs', { body: { input: 'conv:a' } })), { status: 503 })
+  await server?.start()
+  await within(child.ready, () => `it does not become ready: ${child.stderr()}`)
+  t.equal((await client.request('GET', '/health/ready')).status, 200)
+  model.script('conv:a', [say('done')])
+  t.equal((await client.finish({ input: 'conv:a' })).run.output, 'done')
+  child.signal('SIGTERM')
+  t.same(await child.exited, { code: 0, signal: null })
+}, { ownRedis: true })
