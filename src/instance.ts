@@ -34,8 +34,8 @@ export class StartError extends Error {
 
 export interface Instance {
   services: Services
-  /** Resolves when everything works; rejects with a `StartError` when it never will. Waits for Redis as long as it takes. */
-  ready: Promise<void>
+  /** Resolves when everything works; with false when it was stopped before. Rejects with a `StartError` when it never will. Waits for Redis as long as it takes. */
+  ready: Promise<boolean>
   /** Stops work, hands over what cannot be finished, and closes every connection. */
   stop: () => Promise<void>
 }
@@ -138,7 +138,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
 
   const ready = (async () => {
     await Promise.all(connections.map(whenReady))
-    if (state === 'stopping') return
+    if (state === 'stopping') return false
     const { refusal, warnings } = await describeRedis(command, config.redis.profile)
     if (refusal !== undefined) throw new StartError(refusal)
     for (const warning of warnings) log.warn({}, warning)
@@ -154,7 +154,14 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
       })
     }
     state = 'working'
-  })()
+    return true
+  })().catch((error: unknown) => {
+    // Stopping closes the connections that were waited for.
+    if (state === 'stopping') return false
+    throw error
+  })
+  // Until somebody waits for it, a refusal is not unhandled: it is heard when they do.
+  ready.catch(() => {})
 
   return {
     services,

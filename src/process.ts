@@ -34,8 +34,7 @@ export async function runProcess (roles: Roles & { api: boolean }): Promise<void
       await instance.stop()
     })
     log.info({ address, roles }, 'listening')
-    await instance.ready
-    log.info({ address }, 'ready')
+    if (await instance.ready) log.info({ address }, 'ready')
   } catch (error) {
     if (!(error instanceof ConfigError || error instanceof StartError)) throw error
     process.stderr.write(`${error.message}\n`)

@@ -175,6 +175,6 @@ function hanging (heading: string, said: string, paint = view.palette.quiet): st
 function complain (error: Error): void {
   process.exitCode = 1
   const asks = error instanceof DemoError || error.name === 'ConfigError' || error.name === 'StartError'
-  console.error(asks || service === undefined ? error.message : `The demo failed: ${error.message}. Run it again; if it fails again, please report it with these lines.`)
+  console.error(asks ? error.message : `The demo failed: ${error.message}. Run it again; if it fails again, please report it with these lines.`)
   if (!asks) for (const line of service?.complaints.slice(-5) ?? []) console.error(line)
 }

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { pino } from 'pino'
 import { buildApp } from '../app.js'
 import { loadConfig } from '../config.js'
-import { openInstance } from '../instance.js'
+import { openInstance, StartError } from '../instance.js'
 import { startSampleApi } from './sample-api.js'
 
 export interface DemoService {
@@ -33,7 +33,7 @@ const PATIENCE_MS = 15_000
  * Starts the service as `npm start` does, API and worker in this process, on free loopback ports and with a Redis of its own in a
  * temporary folder; and beside it the sample API. `closers` grows by what must be undone, also when a later step fails.
  *
- * @throws an error whose message is one sentence with a next step.
+ * @throws ConfigError or StartError, whose message is one sentence with a next step.
  */
 export async function startService (closers: (() => unknown)[], note: (line: string) => void): Promise<DemoService> {
   const sample = await startSampleApi()
@@ -78,6 +78,6 @@ export async function startService (closers: (() => unknown)[], note: (line: str
 
 async function within<T> (promise: Promise<T>, ms: number, otherwise: string): Promise<T> {
   let timer: NodeJS.Timeout | undefined
-  const late = new Promise<never>((_, reject) => { timer = setTimeout(() => reject(new Error(otherwise)), ms) })
+  const late = new Promise<never>((_, reject) => { timer = setTimeout(() => reject(new StartError(otherwise)), ms) })
   return await Promise.race([promise, late]).finally(() => clearTimeout(timer))
 }

@@ -189,8 +189,9 @@ export function createEngine (deps: EngineDeps): Engine {
       desk.calls.set(call_id, work)
       const state = phase.calls.find((call) => call.id === call_id) as CallState
       begin(conversation, 'calls', work, async (finished) => {
-        const [args, { tools: defined }] = await Promise.all([reading, spec(conversation, run.id)])
-        const tool = defined.get(state.name)
+        const [args, prepared] = await Promise.all([reading, spec(conversation, run.id)])
+        if (prepared === null) return
+        const tool = prepared.tools.get(state.name)
         if (tool === undefined) throw new Error(`call ${call_id} names an unknown tool`)
         const command = await performCall(deps, {
           conversation, run_id: run.id, turn: phase.turn, call_id, attempt, tool, arguments: args.get(call_id) ?? known.get(call_id) ?? {},

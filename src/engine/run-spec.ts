@@ -23,14 +23,14 @@ export interface PreparedSpec {
 
 const KEPT_SPECS = 2_000
 
-/** Reads a run's spec, from memory where this process has had it before: it never changes. */
-export function createSpecs (store: Reads, tools: Tools): (conversation: string, runId: string) => Promise<PreparedSpec> {
+/** Reads a run's spec, from memory where this process has had it before: it never changes. Null: the run is gone, with its conversation. */
+export function createSpecs (store: Reads, tools: Tools): (conversation: string, runId: string) => Promise<PreparedSpec | null> {
   const kept = new Map<string, PreparedSpec>()
   return async (conversation, runId) => {
     let found = kept.get(runId)
     if (found === undefined) {
       const [json] = await store.docs(conversation, [docNames.run(runId)])
-      if (json == null) throw new Error(`run ${runId} has no record`)
+      if (json == null) return null
       const spec = (JSON.parse(json) as RunRecord).request as RunSpec
       found = {
         instructions: spec.instructions,

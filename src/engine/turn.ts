@@ -18,7 +18,7 @@ export interface TurnDeps {
   tools: Tools
   leases: Leases
   ledger: LedgerCache
-  spec: (conversation: string, runId: string) => Promise<PreparedSpec>
+  spec: (conversation: string, runId: string) => Promise<PreparedSpec | null>
   clock: Clock
   ids: Ids
   log: Log
@@ -45,7 +45,7 @@ export async function performTurn (
   try {
     const run = row.state.run as ActiveRun
     const [lease, ledger, spec] = await Promise.all([taking, deps.ledger.read(conversation, row), deps.spec(conversation, run.id)])
-    if (lease !== null) return { command: await ask(deps, task, { lease, ledger, spec }, report), release: lease.release }
+    if (lease !== null) return { command: spec === null ? null : await ask(deps, task, { lease, ledger, spec }, report), release: lease.release }
     const command = signal.aborted ? null : retry(deps, fence, 'lease_busy', deps.settings.leaseMs / 2, false, null)
     return { command, release: () => { /* no lease was taken */ } }
   } catch (error) {

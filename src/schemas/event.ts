@@ -3,7 +3,7 @@ import type { EventType } from '../core/event.js'
 import { Content } from '../core/message.js'
 import { CallError, RunError, StopReason, Usage } from '../core/run.js'
 import { Conversation } from './conversation.js'
-import { CreateRun, Run } from './run.js'
+import { CreateRun, Run as RunView } from './run.js'
 import { ConversationId, RunId } from './ids.js'
 
 const Time = Type.String({ format: 'date-time' })
@@ -89,7 +89,7 @@ export const StreamReset = Type.Object({
   conversation_id: ConversationId,
   reason: Type.String({ description: '`cursor_ahead`: the log ends before the cursor, because Redis lost what it had acknowledged.' }),
   last_seq: Type.Integer({ minimum: 0, description: 'Newest event there is; the stream goes on behind it.' }),
-  snapshot: Type.Union([Run, Conversation, Type.Null()], { description: 'What the stream is of, as it stands now.' })
+  snapshot: Type.Union([RunView, Conversation, Type.Null()], { description: 'What the stream is of, as it stands now.' })
 }, { title: 'StreamReset', description: 'SSE event `stream.reset`: the cursor is worth nothing. Read the conversation or run anew, then go on with what follows.' })
 
 /** The data of one SSE frame. */

@@ -88,7 +88,7 @@ interface Run {
 
 /** One conversation, from its events: they are replayed into the ledger they must have made. */
 function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
-  const { requests, llmCalls, executions, struck, workload, stored } = evidence
+  const { requests, llmCalls, executions, faults, struck, workload, stored } = evidence
   const { conversation, times } = life
   const blame = (what: string) => { wrong.push(`${what} (${conversation})`) }
   const events = life.events.map(({ json }) => JSON.parse(json) as Event)
@@ -102,7 +102,7 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
   let current: Run | null = null
 
   const calm = struck.every(({ kind }) => HARMLESS.has(kind)) && struck.filter((fault) => 'wire' in fault).length < 4
-  const strict = struck.length === 0 && workload.errorRate === 0
+  const strict = faults.length === 0 && workload.errorRate === 0
   const llmOf = (run: string, turn: number) => llmCalls.filter((call) => call.run_id === run && call.turn === turn)
   for (const line of life.garbled) blame(`I25 ${line}`)
 

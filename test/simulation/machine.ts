@@ -31,7 +31,6 @@ export interface Machine {
 export interface Host {
   timeline: Timeline
   latency: Random
-  faults: Fault[]
   /** Nothing on the way ever takes long. */
   smooth: boolean
   /** Nothing goes wrong from here on. */
@@ -41,16 +40,27 @@ export interface Host {
   strike: (fault: Fault, machine: Machine) => void
 }
 
-export interface Controls { machine: Machine, kill: (lost: boolean) => void, resume: () => void, heal: () => void, cut: (ms: number) => void }
+export interface Controls {
+  machine: Machine
+  kill: (lost: boolean) => void
+  resume: () => void
+  heal: () => void
+  cut: (ms: number) => void
+  /** Nothing is held back or still on its way. */
+  quiet: () => boolean
+}
 
 export class StoreError extends Error {
   override name = 'StoreError'
 }
 
-export function createMachine (host: Host, number: number, incarnation: number, steps: { count: number }): Controls {
+/** The lives of one process, one after the other. */
+export interface Fortune { number: number, lives: number, steps: number, pending: Fault[] }
+
+export function createMachine (host: Host, fortune: Fortune): Controls {
   const { timeline, latency, trace } = host
-  const name = `p${number + 1}${incarnation > 1 ? `.${incarnation}` : ''}`
-  const pending = host.faults.filter((fault) => fault.machine === number).sort((a, b) => a.step - b.step)
+  const { number, pending } = fortune
+  const name = `p${number + 1}${++fortune.lives > 1 ? `.${fortune.lives}` : ''}`
   const disturbed: { from: number, to: number }[] = []
   let alive = true
   let lostFrom = Infinity
@@ -70,8 +80,8 @@ export function createMachine (host: Host, number: number, incarnation: number, 
 
   /** One more thing happens to this process; false: it does not, because something has gone wrong just before. */
   function goesOn (): boolean {
-    steps.count++
-    while (pending[0] !== undefined && pending[0].step <= steps.count) {
+    fortune.steps++
+    while (alive && pending[0] !== undefined && pending[0].step <= fortune.steps) {
       const fault = pending.shift() as Fault
       if (host.calm()) continue
       trace?.(name, `FAULT ${describeFault(fault)}`)
@@ -209,6 +219,7 @@ export function createMachine (host: Host, number: number, incarnation: number, 
       pending.length = 0
       controls.resume()
     },
+    quiet: () => !paused && Object.values(wires).every((wire) => wire.arrives <= timeline.now()),
     cut (ms) {
       for (const wire of Object.values(wires)) cut(wire, ms)
     }

@@ -6,7 +6,7 @@ import { createMemoryStore } from '../../src/store/memory-store.js'
 import type { Feed, Presence, Signal, Store, StoredEvent, WorkerNote } from '../../src/store/store.js'
 import { makeFaults, type Fault } from './faults.js'
 import { createLeases, type LockTable } from './leases.js'
-import { createMachine, type Controls, type Host, type Machine } from './machine.js'
+import { createMachine, type Controls, type Fortune, type Host, type Machine } from './machine.js'
 import { createProvider, type LlmCall } from './provider.js'
 import { createQueue } from './queue.js'
 import { createRandom } from './random.js'
@@ -131,12 +131,14 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
   // --- Processes ---------------------------------------------------------------------------------------------------------------------
   const provider = createProvider({ seed, timeline, errorRate: workload.errorRate, leaseMs: LEASE_MS, calm, seqOf, trace })
   const toolbox = createToolbox({ seed, timeline, leaseMs: LEASE_MS, seqOf, trace })
-  const steps = workload.machines.map(() => ({ count: 0 }))
+  const fortunes = workload.machines.map((_, number): Fortune => {
+    return { number, lives: 0, steps: 0, pending: faults.filter((fault) => fault.machine === number).sort((a, b) => a.step - b.step) }
+  })
   const running = new Map<number, { controls: Controls, engine: Engine | null, entrance: Entrance | null, stopping: boolean }>()
   const ears = new Map<string, { machine: Machine, listener: (note: WorkerNote) => void }>()
   let ids = 0
 
-  const host: Host = { timeline, latency: createRandom(seed, 'latency'), faults, smooth: faults.length === 0, calm, trace, strike }
+  const host: Host = { timeline, latency: createRandom(seed, 'latency'), smooth: faults.length === 0, calm, trace, strike }
 
   function strike (fault: Fault, machine: Machine): void {
     struck.push(fault)
@@ -195,10 +197,9 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
     else machine.deliver(timeline.now(), () => { engine.stop(grace).then(end, (error: Error) => errors.push(`stop failed: ${error.message}`)) })
   }
 
-  const incarnations = workload.machines.map(() => 0)
   function start (number: number, role: Role): boolean {
     if (running.has(number)) return false
-    const controls = createMachine(host, number, ++(incarnations[number] as number), steps[number] as { count: number })
+    const controls = createMachine(host, fortunes[number] as Fortune)
     const { machine } = controls
     const { clock } = machine
     const send = <T>(what: string, perform: () => Promise<T>) => machine.send('command', what, perform)
@@ -297,13 +298,19 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
     return false
   })
 
-  const idle = () => [...running.values()].every(({ engine, stopping }) => !stopping && (engine === null || engine.load().turns + engine.load().calls === 0))
-  const whole = () => running.size === workload.machines.length
+    const idle = () => {
+    for (const { controls, engine, stopping } of running.values()) {
+      if (stopping || !controls.quiet()) return false
+      const load = engine?.load()
+      if (load !== undefined && load.turns + load.calls > 0) return false
+    }
+    return true
+  }
   let restSince = 0
   await timeline.run(() => {
     const now = timeline.now()
     if (now > calmFrom + REST_MS) return true
-    const atRest = users.open() === 0 && openRuns.size === 0 && idle() && (faults.length === 0 || (calm() && whole())) && locks.size === 0 && queue.size() === 0
+    const atRest = users.open() === 0 && openRuns.size === 0 && idle() && locks.size === 0 && queue.size() === 0
     if (!atRest) restSince = now
     for (const [conversation, lock] of locks) if (lock.until <= now) locks.delete(conversation)
     // A delayed message or a late note may still come.

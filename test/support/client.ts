@@ -1,5 +1,7 @@
+import { randomUUID } from 'node:crypto'
 import { request, type IncomingHttpHeaders, type IncomingMessage } from 'node:http'
 import { text as textOf } from 'node:stream/consumers'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { createParser } from 'eventsource-parser'
 import type { Event } from '../../src/core/event.js'
 import type { Message } from '../../src/core/message.js'
@@ -77,11 +79,29 @@ export interface Client {
   cancel: (run: string, query?: string) => Promise<Run>
 }
 
+export interface ClientOptions {
+  apiKey?: string
+  /** Does what a refusal that is `retryable` asks for, as a client in earnest would: waits and repeats, every POST under a key of its own. */
+  patient?: boolean
+}
+
 /** A client of the HTTP API at `url`. Each request has its own connection, so nothing outlives the server it was sent to. */
-export function createClient (url: string, { apiKey }: { apiKey?: string } = {}): Client {
+export function createClient (url: string, { apiKey, patient = false }: ClientOptions = {}): Client {
   const seen: Client['seen'] = { conversations: new Set(), streams: [] }
 
-  function send (method: string, path: string, { body, headers, signal }: RequestOptions): Promise<IncomingMessage> {
+  async function send (method: string, path: string, options: RequestOptions): Promise<IncomingMessage> {
+    if (!patient) return await sendOnce(method, path, options)
+    const headers = { ...(method === 'POST' && { 'idempotency-key': randomUUID() }), ...options.headers }
+    for (;;) {
+      const response = await sendOnce(method, path, { ...options, headers })
+      const retryAfter = Number(response.headers['retry-after'])
+      if (!(retryAfter > 0)) return response
+      response.resume()
+      await sleep(1000 * retryAfter)
+    }
+  }
+
+  function sendOnce (method: string, path: string, { body, headers, signal }: RequestOptions): Promise<IncomingMessage> {
     const bytes = body === undefined ? undefined : Buffer.from(typeof body === 'string' ? body : JSON.stringify(body))
     return new Promise((resolve, reject) => {
       const sent = request(url + path, {

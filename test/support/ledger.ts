@@ -646,9 +646,22 @@ export function createLedger (): Ledger {
     }
     const plain = (all: LiveClaim[]) => all.map(({ worker, fence: of, call_id: id }) => `${worker} ${of} ${id}`).sort()
     same(plain(told), plain(aborts), 'who is told to stop')
+    takesAllItCan(executor, room)
+  }
+
+  function takesAllItCan (executor: Executor | undefined, room: number): void {
     if (executor === undefined) return
     must(!executor.turn || !isTurnDue(), 'a worker with room takes the turn that is due')
     must(room <= 0 || freeCalls().every(({ asked }) => asked.placement === 'spread' && !executor.spread), 'a worker with room takes the calls that are free')
+  }
+
+  /** A worker or the sweep came and found nothing to do. */
+  function nothingDue (given: Command): void {
+    const run = active === null ? null : entry(active)
+    const over = run !== null && run.startedAt !== null && now >= run.startedAt + run.order.limits.run_timeout_ms
+    must(given.type !== 'Lapse' || !over, 'the sweep ends a run whose time is up')
+    must(run !== null || !line.some((id) => isDue(entry(id))), 'a run whose time has come becomes active')
+    takesAllItCan(given.executor, given.executor?.calls ?? 0)
   }
 
   const freeCalls = () => batch?.calls.filter((call) => call.running && !claims.has(call.asked.call_id)) ?? []
@@ -726,6 +739,7 @@ export function createLedger (): Ledger {
       const expected = refusalOf(given)
       if (outcome.refusal !== null) {
         if (expected !== undefined) same(outcome.refusal, expected, 'refusal')
+        else nothingDue(given)
         return
       }
       must(expected === undefined || expected === null, `this must be refused as ${expected}`)

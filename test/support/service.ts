@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process'
+import { spawn, type ChildProcess } from 'node:child_process'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { FastifyInstance } from 'fastify'
@@ -82,6 +82,12 @@ export interface SpawnedProcess extends Omit<ServiceProcess, 'url' | 'client'> {
   ready: Promise<void>
 }
 
+/** Also when a test file crashes, nothing it has started goes on. */
+const running = new Set<ChildProcess>()
+process.once('exit', () => {
+  for (const child of running) child.kill('SIGKILL')
+})
+
 /** A process of the service, killed with `t` if it still runs. Nothing is waited for: `startProcess` does. */
 export function spawnProcess (t: Test, kind: ProcessKind, env: Env): SpawnedProcess {
   const [entry = '', ...args] = ENTRY[kind]
@@ -89,6 +95,8 @@ export function spawnProcess (t: Test, kind: ProcessKind, env: Env): SpawnedProc
     env: { PATH: process.env.PATH, PORT: '0', INTERLOCK_WORKER_PORT: '0', LOG_LEVEL: 'info', ...env },
     stdio: ['ignore', 'pipe', 'pipe']
   })
+  running.add(child)
+  child.once('exit', () => running.delete(child))
   const logs: string[] = []
   let stderr = ''
   child.stderr.setEncoding('utf8').on('data', (text: string) => { stderr += text })

@@ -187,7 +187,7 @@ function run (folder: string, file: string): Promise<{ titles: string[], rule: s
     child.on('error', reject)
     child.on('close', (code, signal) => {
       const titles = [...output.matchAll(/^not ok \d+ - (.*?)(?: # time=.*)?$/gm)].map(([, title]) => title as string)
-      const rule = /message: >-\n\s*(.*(?:\n\s+(?!what happened).*)*?)\n\s*what happened/.exec(output)?.[1]?.replaceAll(/\s+/g, ' ')
+      const rule = /message: [>|]-?\n\s*(.*(?:\n\s+(?!what happened).*)*?)\n\s*what happened/.exec(output)?.[1]?.replaceAll(/\s+/g, ' ')
       if (titles.length === 0 && code !== 0) titles.push(signal === null ? `${file} broke off` : `${file} did not end`)
       resolve({ titles, rule })
     })
