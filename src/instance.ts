@@ -34,7 +34,7 @@ export class StartError extends Error {
 
 export interface Instance {
   services: Services
-  /** Resolves when everything works; with false when it was stopped before. Rejects with a `StartError` when it never will. Waits for Redis as long as it takes. */
+  /** Resolves when everything works, however long Redis takes; with false when it was stopped before. Rejects with a `StartError` when it never will. */
   ready: Promise<boolean>
   /** Stops work, hands over what cannot be finished, and closes every connection. */
   stop: () => Promise<void>

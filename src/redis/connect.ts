@@ -61,7 +61,7 @@ export function connectRedis (url: string, role: Role, log: Log): Connection {
   if (target.kind === 'single') {
     const connection = new Redis({ ...target.options, ...options })
     logOutages(connection, role, log)
-    if (role === 'subscriber') pingOften(connection)
+    if (role === 'subscriber') careForSubscriber(connection)
     return connection
   }
   const patient = roles[role].maxRetriesPerRequest === null
@@ -139,10 +139,18 @@ function logOutages (connection: Connection, role: Role, log: Log): void {
   connection.on('+node', (node: Redis) => node.on('ready', () => { if (connection.status === 'ready') back() }))
 }
 
-/** A subscriber owes nothing and is owed nothing, so nobody would notice that its socket is half-open. */
-function pingOften (connection: Redis): void {
+function careForSubscriber (connection: Redis): void {
+  // It is seldom owed an answer, so nobody would notice that its socket is half-open.
   const timer = setInterval(() => {
     if (connection.status === 'ready') connection.ping().catch(() => {}) // the socket's timeout is what acts
   }, 2000)
   connection.once('end', () => clearInterval(timer))
+
+  // After a reconnect ioredis subscribes again by this method and drops the promise: closed at that moment, it would end the process.
+  const subscribe = connection.subscribe.bind(connection) as (...channels: string[]) => Promise<unknown>
+  connection.subscribe = ((...channels: string[]) => {
+    const reply = subscribe(...channels)
+    reply.catch(() => {})
+    return reply
+  }) as Redis['subscribe']
 }

@@ -11,7 +11,7 @@ const fault = { code: 'invalid_arguments', message: 'at must be a string' }
 const results = (scene: Scene) => scene.ledger.filter((message) => message.role === 'tool').map((message) => [message.tool_call_id?.slice(5), message.content])
 const doc = (scene: Scene, name: string) => JSON.parse(scene.docs.get(name) ?? 'null')
 
-t.test('C7, C8, C10, C11, C12, F1: a batch says exactly this, and enters the ledger as one', async (t) => {
+t.test('C7, C8, C10, C11, C12, D3, F1: a batch says exactly this, and enters the ledger as one', async (t) => {
   const scene = given(start(), work('w1'), pass(10))
   const asked = answer('let me look', { finish_reason: 'tool_calls', calls: [call('a'), call('b', { arguments: {}, raw: '{"at', fault }), call('c')] })
   const opened = scene.when(by('w1', asked))

@@ -120,7 +120,8 @@ property('Property 1.1: whatever is sent, started and ended in any order, a mess
   })
 
 property('Property 1.2: of several conversations only the one that is active is interrupted (1.2)',
-  fc.record({ count: fc.integer({ min: 2, max: 5 }), active: fc.nat(4), sends: fc.array(fc.nat(4), { minLength: 1, maxLength: 10 }) }), ({ count, active, sends }) => {
+  fc.record({ count: fc.integer({ min: 2, max: 5 }), active: fc.nat(4), sends: fc.array(fc.nat(4), { minLength: 1, maxLength: 10 }) }), (one) => {
+    const { count, active, sends } = one
     const scenes = Array.from({ length: count }, (_, i) => i === active % count ? judgedScene(...begun) : judgedScene(start(), work('w1'), by('w1', answer('done'))))
     for (const [i, to] of sends.entries()) {
       const { refusal } = (scenes[to % count] as JudgedScene).when(by('w1', post(`${i}`)))
@@ -369,7 +370,8 @@ property('Property 10: to a conversation at rest a message is an ordinary run: n
 // --- 11, 12 --------------------------------------------------------------------------------------------------------------------------
 
 property('Property 11: the calls in flight are found and stopped, wherever they run, and their places are free at once (6.3 6.4)',
-  fc.record({ count: fc.integer({ min: 1, max: 8 }), room: fc.integer({ min: 1, max: 8 }), first: fc.integer({ min: 0, max: 8 }), done: fc.nat(3) }), ({ count, room, first, done }) => {
+  fc.record({ count: fc.integer({ min: 1, max: 8 }), room: fc.integer({ min: 1, max: 8 }), first: fc.integer({ min: 0, max: 8 }), done: fc.nat(3) }), (one) => {
+    const { count, room, first, done } = one
     const names = Array.from({ length: count }, (_, i) => `c${i}`)
     const scene = judgedScene(start({ limits: { max_tool_concurrency: room } }), work('w1'), by('w1', ask(...names.map((name) => call(name))), { calls: first }))
     if (scene.when(work('w2')).refusal === null) must(claimed(scene).length > 0, 'somebody works')
@@ -422,7 +424,9 @@ const damages: Record<string, (state: State, ledger: Message[]) => void> = {
 }
 
 property('Property 14: what was spoiled is noticed and repaired before the next LLM call, and no message is lost (7.5)',
-  fc.record({ harm: fc.uniqueArray(fc.constantFrom(...Object.keys(damages)), { minLength: 1, maxLength: 3 }), names: someNames(1, 4), turns: fc.integer({ min: 1, max: 3 }) }), ({ harm, names, turns }) => {
+  fc.record({
+    harm: fc.uniqueArray(fc.constantFrom(...Object.keys(damages)), { minLength: 1, maxLength: 3 }), names: someNames(1, 4), turns: fc.nat(2)
+  }), ({ harm, names, turns }) => {
     const scene = judgedScene(...begun)
     for (let i = 1; i < turns; i++) scene.given(by('w1', ask(call(`c${i}`))), by('w1', result(`c${i}`)))
     scene.given(...names.map((name) => post(name, { mode: 'queue' })))

@@ -1,4 +1,5 @@
 import t from 'tap'
+import type { PostMessage } from '../../src/core/command.js'
 import { docNames } from '../../src/core/draft.js'
 import {
   answer, ask, by, call, cancel, claimed, create, createScene, fail, failure, given, inShort, lose, pass, prepared, progress, recover, remembered,
@@ -190,6 +191,36 @@ t.test('F12: below a limit the run goes on', async (t) => {
 t.test('a limit does not take away an answer', async (t) => {
   const scene = given(start({ limits: { max_turns: 1, max_total_tokens: 1 } }), work())
   t.strictSame(scene.when(answer('done')).said, ['turn.completed 1', 'run.completed'])
+})
+
+const post = (over: Partial<PostMessage> = {}): Step => ({ now }) => ({
+  type: 'PostMessage', at: now, run_id: 'r1', message_id: 'm_new', content: 'wait', mode: 'auto', queued: 'deliver', completed_calls: 'keep', due_at: null, ...over
+})
+
+t.test('F12: a message does not take a run past its limits: it is delivered, and the run ends', async (t) => {
+  for (const [limits, stop] of [[{ max_turns: 1 }, 'max_turns'], [{ max_total_tokens: 15 }, 'max_total_tokens']] as const) {
+    const interrupted = given(start({ limits }), work(), by('w1', ask(call('a'))))
+    t.strictSame(interrupted.when(by('w1', post())).said, ['message.accepted', 'tool.cancelled a', 'message.delivered', 'run.incomplete'])
+    const answered = given(start({ limits }), work(), post({ mode: 'queue' }))
+    t.strictSame(answered.when(by('w1', answer('done'))).said, ['turn.completed 1', 'message.delivered', 'run.incomplete'])
+    for (const scene of [interrupted, answered]) {
+      t.match(scene.log.at(-1), { stop_reason: stop })
+      t.match(scene.ledger.at(-1), { role: 'user', content: 'wait' })
+    }
+  }
+})
+
+t.test('a message that an answer is not final for is in the ledger at once, so that the model is asked something', async (t) => {
+  const scene = given(start(), work(), post({ mode: 'queue' }))
+  t.strictSame(scene.when(answer('done')).said, ['turn.completed 1', 'message.delivered'])
+  t.equal(scene.when(({ now }) => ({ type: 'WithdrawMessage', at: now, run_id: 'r1', message_id: 'm_new' })).refusal, 'not_found')
+  t.match(scene.when(work()).events, [{ type: 'turn.started', turn: 2, caused_by: [5, 6], message_count: 3 }])
+})
+
+t.test('a delayed message of a run that still waits does not go to the run before it', async (t) => {
+  const scene = given(start(), work(), start({ run_id: 'r2' }), post({ run_id: 'r2', due_at: START + 100 }), pass(100))
+  t.strictSame(scene.given(sweep()).when(by('w1', answer('done'))).said, ['turn.completed 1', 'run.completed', 'run.started r2', 'message.delivered r2', 'turn.started 2 r2'])
+  t.strictSame(scene.ledger.map((message) => message.content), ['input of r1', 'done', 'input of r2', 'wait'])
 })
 
 const timeouts: [phase: string, steps: Step[], said: string[], aborts: string[]][] = [

@@ -16,7 +16,7 @@ t.test('B1, D2, I3, M5: whatever callers, workers and time do, in any order, twi
     fc.modelRun(() => ({ model: world, real: core }), commands)
     comeToRest(world, core)
     decided += world.decided
-  }), { seed, numRuns: 1000 })
+  }), { seed, numRuns: 1100 })
   t.ok(decided >= 20_000, `${decided} commands were decided`)
 })
 

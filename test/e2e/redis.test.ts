@@ -69,4 +69,5 @@ story('a process that waits for Redis ends on SIGTERM as well, with code 0', asy
   child.signal('SIGTERM')
   t.same(await child.exited, { code: 0, signal: null })
   t.equal(child.stderr(), '')
+  await server?.start()
 }, { ownRedis: true })

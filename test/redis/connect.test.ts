@@ -76,12 +76,15 @@ test('lock: what failed is never sent again, so no lock is taken for somebody wh
   t.equal(await connection.get('n'), null)
 })
 
-test('command: waits out a short restart instead of failing', async (t) => {
+test('command: waits out a reconnect instead of failing', async (t) => {
   const redis = await privateRedis(t)
   const connection = await open(t, redis.url, 'command')
-  await redis.kill()
-  const [reply] = await Promise.all([connection.incr('n'), redis.start()])
-  t.equal(reply, 1)
+  const admin = await open(t, redis.url, 'queue')
+  const closed = once(connection, 'close')
+  await admin.call('CLIENT', 'KILL', 'TYPE', 'normal', 'SKIPME', 'yes')
+  await closed
+  t.not(connection.status, 'ready')
+  t.equal(await connection.incr('n'), 1)
 })
 
 for (const role of ['queue', 'lock'] as const) {
@@ -144,6 +147,22 @@ test('subscriber: is subscribed again after a restart', async (t) => {
   const message = once(subscriber, 'message')
   while (await publisher.publish('news', 'hello') === 0) await new Promise(setImmediate) // until the subscription is back
   t.strictSame(await message, ['news', 'hello'])
+})
+
+test('subscriber: may be closed in the moment it subscribes again', async (t) => {
+  const redis = await privateRedis(t, { tcp: true })
+  const proxy = await startProxy(t, redis.url)
+  const subscriber = await open(t, proxy.url, 'subscriber')
+  await subscriber.subscribe('news')
+  const frozen = new Promise<void>((resolve) => subscriber.once('ready', () => {
+    proxy.freeze() // the answer to its subscription is never read
+    resolve()
+  }))
+  proxy.cut()
+  await frozen
+  await closeRedis(subscriber)
+  await new Promise(setImmediate) // a rejection that nobody handles would end the test here
+  t.equal(subscriber.status, 'end')
 })
 
 test('R4: a half-open socket is replaced: command within 5 s, a subscriber that is owed nothing within 7 s', async (t) => {
@@ -274,8 +293,8 @@ test('closing a cluster works in any state', async (t) => {
   await waiting
 })
 
-/** A TCP proxy whose connections can be made half-open: they stay, and nothing passes any more. New ones work. */
-async function startProxy (t: Test, url: string): Promise<{ url: string, freeze: () => void }> {
+/** A TCP proxy whose connections can be cut, or made half-open: they stay, and nothing passes any more. New ones work. */
+async function startProxy (t: Test, url: string): Promise<{ url: string, freeze: () => void, cut: () => void }> {
   const sockets: Socket[] = []
   const server = createServer((client) => {
     const upstream = connect({ host: '127.0.0.1', port: Number(new URL(url).port) })
@@ -284,12 +303,14 @@ async function startProxy (t: Test, url: string): Promise<{ url: string, freeze:
     sockets.push(client, upstream)
   }).listen(0, '127.0.0.1')
   await once(server, 'listening')
+  const cut = () => { for (const socket of sockets) socket.destroy() }
   t.teardown(() => {
-    for (const socket of sockets) socket.destroy()
+    cut()
     server.close()
   })
   return {
     url: `redis://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    freeze: () => { for (const socket of sockets) socket.unpipe().pause() }
+    freeze: () => { for (const socket of sockets) socket.unpipe().pause() },
+    cut
   }
 }

@@ -357,9 +357,9 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
   if (life.removed || kept === undefined) return
   if (JSON.stringify(kept.log) !== JSON.stringify(life.events)) blame('I4 the log is not what its readers were told')
   if (evidence.stuck !== null) return
-  const actual = kept.ledger.map((json) => lineOf(JSON.parse(json) as Message)).filter((line) => !unstarted.has(line))
+  const actual = kept.ledger.map((json) => lineOf(JSON.parse(json) as Message | null)).filter((line) => !unstarted.has(line))
   if (actual.join('\n') !== ledger.join('\n')) blame(`I27 the ledger is\n    ${actual.join('\n    ')}\n  instead of\n    ${ledger.join('\n    ')}`)
-  const ids = kept.ledger.map((json) => (JSON.parse(json) as Message).id)
+  const ids = kept.ledger.map((json) => (JSON.parse(json) as Message | null)?.id)
   if (new Set(ids).size !== ids.length) blame('I5 a message is in the ledger twice')
 }
 
@@ -369,7 +369,9 @@ function lineOfCalls (text: string, calls: { name: string, args: unknown }[]): L
   return `assistant: ${text} ${calls.map(({ name, args }) => `${name}(${JSON.stringify(args)})`).join(' ')}`
 }
 
-function lineOf ({ role, content, tool_calls: calls }: Message): Line {
+function lineOf (message: Message | null): Line {
+  if (message === null) return 'null'
+  const { role, content, tool_calls: calls } = message
   const text = typeof content === 'string' ? content : JSON.stringify(content)
   if (role === 'assistant' && calls !== undefined) return lineOfCalls(text, calls.map(({ name, arguments: args }) => ({ name, args })))
   return `${role}: ${text}`

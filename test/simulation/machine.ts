@@ -46,7 +46,7 @@ export interface Controls {
   resume: () => void
   heal: () => void
   cut: (ms: number) => void
-  /** Nothing is held back or still on its way. */
+  /** It is not paused, and nothing it has sent is held up. */
   quiet: () => boolean
 }
 
@@ -219,7 +219,7 @@ export function createMachine (host: Host, fortune: Fortune): Controls {
       pending.length = 0
       controls.resume()
     },
-    quiet: () => !paused && Object.values(wires).every((wire) => wire.arrives <= timeline.now()),
+    quiet: () => !paused && Object.values(wires).every((wire) => wire.arrives <= timeline.now() + 100),
     cut (ms) {
       for (const wire of Object.values(wires)) cut(wire, ms)
     }

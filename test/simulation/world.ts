@@ -34,6 +34,8 @@ export interface Life {
   texts: Map<string, string>
   /** Readings of streamed text that made no sense. */
   garbled: string[]
+  /** The attempt that may stream now: `<run>.<turn>.<attempt>`. */
+  streaming: string | null
   removed: boolean
 }
 
@@ -92,7 +94,7 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
   function lifeOf (conversation: string): Life {
     let life = living.get(conversation)
     if (life === undefined) {
-      life = { conversation, events: [], times: [], texts: new Map(), garbled: [], removed: false }
+      life = { conversation, events: [], times: [], texts: new Map(), garbled: [], streaming: null, removed: false }
       living.set(conversation, life)
       lives.push(life)
     }
@@ -106,6 +108,10 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
         trace?.('log', `${event.seq} ${event.type}${event.run_id === null ? '' : ` ${event.run_id}`}`)
         life.events.push(event)
         life.times.push(timeline.now())
+        if (event.type.startsWith('turn.')) {
+          const { turn, attempt } = JSON.parse(event.json) as { turn: number, attempt: number }
+          life.streaming = event.type === 'turn.started' || event.type === 'turn.retrying' ? `${event.run_id}.${turn}.${attempt}` : null
+        }
         if (event.type === 'run.created' && event.run_id !== null) {
           lifeOfRun.set(event.run_id, life)
           openRuns.add(event.run_id)
@@ -117,6 +123,7 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
       const { run_id: run, turn, attempt, offset, text } = JSON.parse(signal.json) as { run_id: string, turn: number, attempt: number, offset: number, text: string }
       const name = `${run}.${turn}.${attempt}`
       const before = life.texts.get(name) ?? ''
+      if (name !== life.streaming) life.garbled.push(`${name} streams, but the turn is at ${life.streaming}`)
       if (offset > before.length) life.garbled.push(`${name}: text at ${offset}, but the reader has ${before.length}`)
       life.texts.set(name, before.slice(0, offset) + text)
     } else if (signal.kind === 'removed') {

@@ -29,6 +29,9 @@ const BUGS: Bug[] = [
   { bug: 'run_timeout_ms is off by one', file: 'transition', find: 'command.at >= run.started_at + run.limits', put: 'command.at > run.started_at + run.limits' },
   { bug: 'a failed try costs nothing', file: 'transition', find: '  count(held.run, command.usage)\n  if (command.next_model', put: '  if (command.next_model' },
 
+  { bug: 'a try that gave no answer was no LLM call', file: 'settle', find: '    run.usage.llm_calls++\n', put: '    run.usage.llm_calls = run.turns + 1\n' },
+  { bug: 'a lost worker is told to stop twice', file: 'transition', find: '    phase.worker = null\n    if (phase.losses', put: '    if (phase.losses' },
+
   // Batches
   { bug: 'a result counts twice', file: 'transition', find: 'call === undefined || call.status !== \'running\' || call.attempt', put: 'call === undefined || call.attempt' },
   { bug: 'a result of an earlier attempt counts', file: 'transition', find: ' || call.attempt !== attempt) return null', put: ') return null' },
@@ -77,6 +80,8 @@ const BUGS: Bug[] = [
   { bug: 'a withdrawn message is delivered', file: 'messages', find: 'draft.state.waiting = draft.state.waiting.filter((one) => one !== message)', put: 'draft.state.waiting = [...draft.state.waiting]' },
   { bug: 'a message can be withdrawn after the answer it kept from being final', file: 'settle', find: '[...causedBy, ...deliver(draft, run, waiting)]', put: 'waiting.map((message) => { message.mode = \'steer\'; return message.cause })' },
 
+  { bug: 'a delayed message goes to the run before its own', file: 'settle', find: 'if (!state.queue.some((run) => run.id === message.run_id)) message', put: 'message' },
+
   // Events and texts
   { bug: 'seq has a gap', file: 'draft', find: 'const seq = ++state.seq', put: 'const seq = state.seq += state.seq === 7 ? 2 : 1' },
   { bug: 'run_seq stands still', file: 'draft', find: 'run_seq: ++run.run_seq', put: 'run_seq: run.run_seq + 1' },
@@ -93,6 +98,7 @@ const BUGS: Bug[] = [
   { bug: 'nobody looks when a retry is due', file: 'schedule', find: '(readyAt > now ? readyAt : unclaimed(readyAt))', put: '(readyAt > now ? readyAt + 1000 : unclaimed(readyAt))' },
   { bug: 'nobody looks when a run times out', file: 'schedule', find: '    if (run.started_at !== null) times.push(run.started_at + run.limits.run_timeout_ms)\n', put: '' },
   { bug: 'nobody looks when a run is due', file: 'schedule', find: 'if (queued.due_at !== null) times.push(queued.due_at)', put: 'if (queued.due_at === 0) times.push(0)' },
+  { bug: 'a run that waits behind another is looked at all the time', file: 'schedule', find: '  if (run === null) {\n', put: '  for (const one of run === null ? [] : state.queue) times.push(one.due_at ?? now)\n  if (run === null) {\n' },
   { bug: 'an attempt\'s job has the id of the one before', file: 'schedule', find: '-a${phase.attempt + 1}$', put: '-a1$' },
   { bug: 'claims of calls are not seen', file: 'state', find: 'isOpen(call) && call.worker !== null ?', put: 'isOpen(call) && call.worker === null ?' },
 
