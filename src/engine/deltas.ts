@@ -12,35 +12,36 @@ export interface Deltas {
 
 /**
  * Publishes the text of one attempt, piece by piece, each with its offset. `refused` is called when the fence turns out to be old:
- * the attempt is worth nothing any more. A failed write loses nothing that matters: the whole text comes with `turn.completed`.
+ * the attempt is worth nothing any more. What may be lost is sent again with what follows it, never waited for: the whole text comes
+ * with `turn.completed`.
  */
 export function createDeltas (
   head: Omit<Delta, 'offset' | 'byte' | 'text'>, append: (delta: Delta) => Promise<boolean>, clock: Clock, refused: () => void
 ): Deltas {
-  let offset = 0
-  let byte = 0
-  let waiting = ''
+  let whole = ''
+  /** How much of it has been sent, in UTF-16 units and in bytes of UTF-8. */
+  let sent = { offset: 0, byte: 0 }
   let cancel: (() => void) | null = null
 
   function flush (): void {
     // Half a surrogate pair waits for its other half: alone it has no bytes.
-    const half = /[\ud800-\udbff]$/.test(waiting) ? waiting.slice(-1) : ''
-    const text = waiting.slice(0, waiting.length - half.length)
+    const half = (whole.charCodeAt(whole.length - 1) & 0xfc00) === 0xd800 ? 1 : 0
+    const from = sent
+    const text = whole.slice(from.offset, whole.length - half)
     if (text === '') return
-    const delta = { ...head, offset, byte, text }
-    offset += text.length
-    byte += Buffer.byteLength(text)
-    waiting = half
-    append(delta).then((wrote) => { if (!wrote) refused() }, () => { /* see above */ })
+    sent = { offset: from.offset + text.length, byte: from.byte + Buffer.byteLength(text) }
+    append({ ...head, ...from, text }).then((wrote) => { if (!wrote) refused() }, () => {
+      if (from.offset < sent.offset) sent = from
+    })
   }
 
   return {
     push (text) {
-      waiting += text
+      whole += text
       if (cancel !== null) return
       flush()
       cancel = clock.after(GROUP_MS, function next () {
-        cancel = waiting === '' ? null : clock.after(GROUP_MS, next)
+        cancel = sent.offset === whole.length ? null : clock.after(GROUP_MS, next)
         flush()
       })
     },

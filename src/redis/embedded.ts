@@ -41,7 +41,7 @@ interface Share {
 
 /** The tether's name in the client list. */
 const processName = 'interlock-process'
-/** Milliseconds a server may take until it accepts connections, which it does before it loads its data, or to end. */
+/** Milliseconds a server may take until it accepts connections, or to end. */
 const patience = 30_000
 
 /**
@@ -85,7 +85,7 @@ export async function openRedis (config: Pick<Config, 'redis'>, log: Log, folder
   }
 
   async function startAgain (): Promise<void> {
-    log.warn({ dir: home.dir }, 'the embedded Redis has ended, starting it again')
+    log.warn({ dir: home.dir }, 'lost the embedded Redis, starting it again unless it runs')
     for (let failures = 0; !closing.signal.aborted; failures++) {
       try {
         await sleep(250, undefined, { signal: closing.signal }) // one that dies at once must not keep a core busy
@@ -108,7 +108,7 @@ export async function openRedis (config: Pick<Config, 'redis'>, log: Log, folder
 
 /** Uses the running server, or starts it: one process at a time, the others then find it running. */
 async function joinServer (home: Home, profile: Config['redis']['profile'], obtain: () => Promise<Server>, signal: AbortSignal): Promise<Share> {
-  for (const deadline = performance.now() + patience; performance.now() < deadline; await sleep(20, undefined, { signal })) {
+  for (;; await sleep(20, undefined, { signal })) {
     let hold = openUsers(home)
     let ours = false
     if (hold === undefined) {
@@ -123,18 +123,17 @@ async function joinServer (home: Home, profile: Config['redis']['profile'], obta
         unlock()
       }
     }
-    const tether = await connectTether(home, deadline, signal).catch((error: unknown) => {
+    try {
+      const tether = await connectTether(home, signal)
+      if (profile === 'durable') await tether?.config('SET', 'appendfsync', 'always') // it may have been started by a process with the profile fast
+      if (tether !== undefined) return { hold, tether }
+    } catch (error) {
       closeSync(hold)
       throw error
-    })
-    if (tether !== undefined) {
-      if (profile === 'durable') await tether.config('SET', 'appendfsync', 'always') // it may have been started by a process with the profile fast
-      return { hold, tether }
     }
     closeSync(hold)
     if (ours) throw new ConfigError(`The embedded Redis ended at once, ${lastWords(home)}; set REDIS_URL to use another one.`)
   }
-  throw new ConfigError(`The embedded Redis in ${home.dir} does not answer; see redis.log there, or set REDIS_URL to use another one.`)
 }
 
 async function leaveServer ({ hold, tether }: Share): Promise<void> {
@@ -176,9 +175,9 @@ function launch (home: Home, server: Server, profile: Config['redis']['profile']
   return hold
 }
 
-/** A connection to the server, as soon as it accepts one. Undefined when the server ended instead. */
-async function connectTether (home: Home, deadline: number, signal: AbortSignal): Promise<Redis | undefined> {
-  while (performance.now() < deadline) {
+/** A connection to the server, as soon as it accepts one, which it does before it loads its data. Undefined when the server ended instead. */
+async function connectTether (home: Home, signal: AbortSignal): Promise<Redis | undefined> {
+  for (const deadline = performance.now() + patience; performance.now() < deadline;) {
     const tether = new Redis({
       path: home.socket, connectionName: processName, lazyConnect: true, enableReadyCheck: false, retryStrategy: () => null, commandTimeout: 1000
     })

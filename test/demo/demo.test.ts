@@ -10,10 +10,10 @@ const root = join(import.meta.dirname, '../..')
 
 interface Ended { code: number | null, stdout: string, stderr: string, leftovers: string[] }
 
-/** `npm run demo`, piped, in an environment without settings and with a temporary folder of its own. */
+/** What `npm run demo` runs, piped, in an environment without settings and with a temporary folder of its own. */
 function runDemo (t: Test, env: Record<string, string> = {}): { child: ChildProcess, ended: Promise<Ended>, until: (text: string) => Promise<void> } {
   const temporary = mkdtempSync(join(tmpdir(), 'il-'))
-  const child = spawn(join(root, 'node_modules/.bin/tsx'), ['src/demo/demo.ts'], {
+  const child = spawn(process.execPath, ['--require', 'tsx/cjs', '--import', 'tsx/esm', 'src/demo/demo.ts'], {
     cwd: root, env: { PATH: process.env.PATH, HOME: process.env.HOME, TMPDIR: temporary, ...env }, stdio: ['ignore', 'pipe', 'pipe']
   })
   t.teardown(() => {

@@ -6,6 +6,7 @@ import { HARMLESS } from './faults.js'
 import type { LlmCall } from './provider.js'
 import { mayRepeat, TOOLS, type Execution } from './toolbox.js'
 import type { Request } from './users.js'
+import { MAX_SKEW_MS } from './workload.js'
 import { LEASE_MS, type Evidence, type Life } from './world.js'
 
 const TERMINAL = /^run\.(completed|incomplete|failed|cancelled)$/
@@ -23,6 +24,7 @@ export function judge (evidence: Evidence): string[] {
   if (stuck !== null) wrong.push(`I13 not at rest: ${stuck}`)
   for (const error of errors) wrong.push(`the product reports an error: ${error}`)
   for (const left of leftovers) wrong.push(`I20 ${left}`)
+  for (const one of evidence.late) wrong.push(`F54 ${one}`)
   judgeCalls(evidence, wrong)
   for (const life of lives) judgeLife(evidence, life, wrong)
   const created = new Map<string, number>()
@@ -304,7 +306,9 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
       const sent = linesOf(one).filter((line) => !unstarted.has(line))
       if (sent.join('\n') !== wanted.join('\n')) blame(`I3b turn ${number} sent\n    ${sent.join('\n    ')}\n  instead of\n    ${wanted.join('\n    ')}`)
       const before = asked[i - 1]
-      if (before?.error?.retryAfterMs != null && before.model === one.model && one.start < before.planned + before.error.retryAfterMs - 1) blame(`I18 turn ${number} did not wait as it was told to`)
+      // Unless nobody heard of the error, because its worker was lost with it.
+      const heard = turn.retries.some((event) => event.attempt === one.attempt && event.reason === before?.error?.code)
+      if (heard && before?.error?.retryAfterMs != null && before.model === one.model && one.start < before.planned + before.error.retryAfterMs - 1 - 2 * MAX_SKEW_MS) blame(`I18 turn ${number} did not wait as it was told to`)
     })
     const models = new Map<string, number>()
     for (const { model, error } of asked) if (error !== null) models.set(model, (models.get(model) ?? 0) + 1)
@@ -323,6 +327,12 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
 
   // --- Speed: without faults nothing waits for a sweep -----------------------------------------------------------------------------
   if (strict) {
+    for (const [number, { run, end }] of turns) {
+      for (const one of llmOf(run, number)) {
+        const over = times[end - 1]
+        if (over !== undefined && Math.min(one.planned, one.hungUp ?? Infinity) > over + 30) blame(`I1 the LLM call of turn ${number} went on after its end`)
+      }
+    }
     const at = (match: (event: Event) => boolean) => times[events.findIndex(match)]
     for (const [number, { run, started }] of turns) {
       const first = llmOf(run, number)[0]

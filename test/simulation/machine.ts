@@ -26,6 +26,7 @@ export interface Machine {
   deliver: (time: number, happen: () => void) => { cancel: () => void }
   /** Has it been stopped or cut off, in any way, since `from`? Then others may have taken its work over. */
   disturbedSince: (from: number) => boolean
+  pausedSince: (from: number) => boolean
 }
 
 export interface Host {
@@ -55,13 +56,15 @@ export class StoreError extends Error {
 }
 
 /** The lives of one process, one after the other. */
-export interface Fortune { number: number, lives: number, steps: number, pending: Fault[] }
+export interface Fortune { number: number, skew: number, lives: number, steps: number, pending: Fault[] }
 
 export function createMachine (host: Host, fortune: Fortune): Controls {
   const { timeline, latency, trace } = host
   const { number, pending } = fortune
   const name = `p${number + 1}${++fortune.lives > 1 ? `.${fortune.lives}` : ''}`
-  const disturbed: { from: number, to: number }[] = []
+  /** Until when it was stopped or cut off, each time. */
+  const disturbed: number[] = []
+  let pausedUntil = 0
   let alive = true
   let lostFrom = Infinity
   let paused = false
@@ -76,7 +79,7 @@ export function createMachine (host: Host, fortune: Fortune): Controls {
     const kind = latency.next()
     return kind < 0.9 ? 0.1 + latency.next() : kind < 0.99 ? latency.next() * 10 : latency.next() * 60
   }
-  const disturb = (ms: number) => { disturbed.push({ from: timeline.now(), to: timeline.now() + ms }) }
+  const disturb = (ms: number) => { disturbed.push(timeline.now() + ms) }
 
   /** One more thing happens to this process; false: it does not, because something has gone wrong just before. */
   function goesOn (): boolean {
@@ -87,6 +90,7 @@ export function createMachine (host: Host, fortune: Fortune): Controls {
       trace?.(name, `FAULT ${describeFault(fault)}`)
       if (fault.kind === 'pause') {
         paused = true
+        pausedUntil = timeline.now() + fault.ms
         disturb(fault.ms)
         timeline.at(timeline.now() + fault.ms, () => {
           controls.resume()
@@ -193,12 +197,13 @@ export function createMachine (host: Host, fortune: Fortune): Controls {
     name,
     alive: () => alive,
     clock: {
-      now: () => Math.floor(timeline.now()),
+      now: () => Math.floor(timeline.now()) + fortune.skew,
       after: (ms, callback) => deliver(timeline.now() + ms, callback).cancel
     },
     send,
     deliver,
-    disturbedSince: (from) => !alive || disturbed.some(({ to }) => to >= from)
+    disturbedSince: (from) => !alive || disturbed.some((to) => to >= from),
+    pausedSince: (from) => pausedUntil >= from
   }
   const controls: Controls = {
     machine,

@@ -32,6 +32,7 @@ const BUGS: Bug[] = [
   { bug: 'the lease is released early', file: 'engine/turn', find: 'const stop = new AbortController()\n', put: 'const stop = new AbortController()\n  lease.release()\n' },
   { bug: 'a lost lease stops nobody', file: 'engine/turn', find: 'AbortSignal.any([signal, lease.signal, stop.signal])', put: 'AbortSignal.any([signal, stop.signal])' },
   { bug: 'a lease is kept when the work for it fails', file: 'engine/turn', find: 'release: lease.release }', put: 'release: () => { if (task.attempt < 2) lease.release() } }' },
+  { bug: 'a request waits for what is more patient', file: 'engine/execute', find: 'const cancel = clock.after(patienceMs, ', put: 'const cancel = clock.after(patienceMs * 9, ' },
   { bug: 'a cancelled turn is not told so', file: 'engine/execute', find: 'else feed.tell(', put: 'else if (now < 0) feed.tell(' },
   // Dispatch and barrier
   { bug: 'claimed work begins twice', file: 'engine/execute', find: 'performer?.perform(conversation, row, effect)\n', put: '{ performer?.perform(conversation, row, effect); performer?.perform(conversation, row, effect) }\n' },
@@ -44,7 +45,7 @@ const BUGS: Bug[] = [
   { bug: 'a worker gives its result up', file: 'engine/engine', find: 'const PATIENT_MS = 24 * 3_600_000', put: 'const PATIENT_MS = 1' },
   { bug: 'reads for claimed work are not tried again', file: 'engine/patience', find: 'for (let tries = 1; ; tries++) {', put: 'for (let tries = 1; ; tries++) {\n      if (tries > 0) return await read()' },
   { bug: 'a retry does not wait as long as it was told to', file: 'engine/turn', find: 'Math.max(error.retryAfterMs ?? 0, backoff(phase.tries, deps.random()))', put: 'backoff(1, deps.random()) / 10' },
-  { bug: 'streamed text has the wrong place', file: 'engine/deltas', find: 'offset += text.length', put: 'offset += text.length + 1' }
+  { bug: 'streamed text has the wrong place', file: 'engine/deltas', find: 'offset: from.offset + text.length,', put: 'offset: from.offset + text.length + 1,' }
 ]
 
 const SEEDS = 4000

@@ -33,7 +33,9 @@ export interface ProviderOptions {
 }
 
 /** A provider that all workers share: it answers by the seed and the request, and remembers every request. */
-export function createProvider ({ seed, timeline, errorRate, leaseMs, calm, seqOf, trace }: ProviderOptions): { calls: LlmCall[], modelOf: (machine: Machine) => Model } {
+export interface Provider { calls: LlmCall[], modelOf: (machine: Machine) => Model }
+
+export function createProvider ({ seed, timeline, errorRate, leaseMs, calm, seqOf, trace }: ProviderOptions): Provider {
   const calls: LlmCall[] = []
 
   function modelOf (machine: Machine): Model {
@@ -48,8 +50,18 @@ export function createProvider ({ seed, timeline, errorRate, leaseMs, calm, seqO
         const start = timeline.now()
         const long = random.chance(0.05)
         const call: LlmCall = {
-          run_id: runId, turn: Number(turn), attempt: Number(attempt), machine, model: request.model, request, start,
-          planned: start + (long ? leaseMs * (0.3 + 2 * random.next()) : 2 + 50 * random.next() ** 2), hungUp: null, seq: seqOf(runId), answer: null, error: null
+          run_id: runId,
+          turn: Number(turn),
+          attempt: Number(attempt),
+          machine,
+          model: request.model,
+          request,
+          start,
+          planned: start + (long ? leaseMs * (0.3 + 2 * random.next()) : 2 + 50 * random.next() ** 2),
+          hungUp: null,
+          seq: seqOf(runId),
+          answer: null,
+          error: null
         }
         calls.push(call)
         trace?.(machine.name, `LLM call ${request.request_id} begins`)
@@ -58,7 +70,8 @@ export function createProvider ({ seed, timeline, errorRate, leaseMs, calm, seqO
         const answer = answerOf(request, random)
         // The answer comes in pieces, and fails in the middle of one if it fails.
         const pieces = answer.text.match(/[\s\S]{1,7}/g) ?? []
-        const timers = pieces.slice(0, failure === null ? undefined : random.int(0, pieces.length)).map((piece, i) => {
+        const heard = failure === null ? pieces.length : random.int(0, pieces.length)
+        const timers = pieces.slice(0, heard).map((piece, i) => {
           return machine.deliver(start + (call.planned - start) * (i + 1) / (pieces.length + 1), () => onText(piece))
         })
         timers.push(machine.deliver(call.planned, () => {

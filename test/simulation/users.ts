@@ -45,10 +45,20 @@ export interface UsersOptions {
 /** How long a user waits for an answer before trying again. Milliseconds. */
 const PATIENCE_MS = 1200
 
-export interface Users { requests: Request[], open: () => number, begin: (number: number, session: Session) => void }
+/** A request must have its answer, if only that there is none, within a second (FAULTS F54). Milliseconds, with some room for the way. */
+const ANSWER_MS = 1050
+
+export interface Users {
+  requests: Request[]
+  /** Answers that took too long. */
+  late: string[]
+  open: () => number
+  begin: (number: number, session: Session) => void
+}
 
 export function createUsers ({ timeline, random, keys, entrances, calm, failed, trace }: UsersOptions): Users {
   const requests: Request[] = []
+  const late: string[] = []
   let open = 0
   let made = 0
 
@@ -139,7 +149,13 @@ export function createUsers ({ timeline, random, keys, entrances, calm, failed, 
       })
       entrance.machine.deliver(timeline.now() + random.next(), () => {
         trace?.(entrance.machine.name, `is asked: ${request.text}${tries > 1 ? ' (again)' : ''}`)
-        perform(entrance, request, creates).then(answer, answer)
+        const arrived = timeline.now()
+        const answered = (result: Result | Error) => {
+          const took = timeline.now() - arrived
+          if (took > ANSWER_MS && request.action.do !== 'delete' && !entrance.machine.pausedSince(arrived)) late.push(`${request.text} was answered after ${Math.round(took)} ms`)
+          answer(result)
+        }
+        perform(entrance, request, creates).then(answered, answered)
       })
     }
   }
@@ -174,5 +190,5 @@ export function createUsers ({ timeline, random, keys, entrances, calm, failed, 
     return { refusal: removed ? null : 'not_found', row: null, effects: [] }
   }
 
-  return { requests, open: () => open, begin }
+  return { requests, late, open: () => open, begin }
 }

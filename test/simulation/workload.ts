@@ -17,7 +17,16 @@ export interface Session { begins: number, actions: Action[] }
 
 export type Role = 'both' | 'worker' | 'api'
 
-export interface Workload { machines: Role[], sessions: Session[], errorRate: number }
+export interface Workload {
+  machines: Role[]
+  /** How far the clock of each process is ahead. Milliseconds. */
+  skews: number[]
+  sessions: Session[]
+  errorRate: number
+}
+
+/** Clocks of machines that keep their time differ by no more than this. Milliseconds. */
+export const MAX_SKEW_MS = 60
 
 export function makeWorkload (random: Random): Workload {
   const machines = random.pick<Role[]>([['both'], ['both', 'both'], ['api', 'worker'], ['api', 'worker', 'worker'], ['both', 'worker'], ['api', 'both', 'worker']])
@@ -27,7 +36,9 @@ export function makeWorkload (random: Random): Workload {
     for (let i = 0; i < more; i++) actions.push(action(random, Math.floor(random.next() ** 2 * 600)))
     return { begins: random.next() * 100, actions: actions.sort((a, b) => a.at - b.at) }
   })
-  return { machines, sessions, errorRate: random.chance(0.5) ? 0 : random.pick([0.1, 0.3, 0.6]) }
+  const skewed = random.chance(0.25)
+  const skews = machines.map(() => skewed ? random.int(-MAX_SKEW_MS, MAX_SKEW_MS) : 0)
+  return { machines, skews, sessions, errorRate: random.chance(0.5) ? 0 : random.pick([0.1, 0.3, 0.6]) }
 }
 
 function action (random: Random, at: number): Action {

@@ -3,7 +3,7 @@ import { createExecute, type Executed } from '../../src/engine/execute.js'
 import type { Hints, Ids, Log, Settings } from '../../src/engine/ports.js'
 import { createKeys } from '../../src/store/keys.js'
 import { createMemoryStore } from '../../src/store/memory-store.js'
-import type { Feed, Presence, Signal, Store, StoredEvent, WorkerNote } from '../../src/store/store.js'
+import type { Delta, Feed, Presence, Signal, Store, StoredEvent, WorkerNote } from '../../src/store/store.js'
 import { makeFaults, type Fault } from './faults.js'
 import { createLeases, type LockTable } from './leases.js'
 import { createMachine, type Controls, type Fortune, type Host, type Machine } from './machine.js'
@@ -56,6 +56,8 @@ export interface Evidence {
   errors: string[]
   /** What is stored of each conversation that stands at the end. */
   stored: Map<string, { ledger: string[], log: StoredEvent[], partial: unknown, docs: (name: string) => Promise<string | null> }>
+  /** Requests that waited too long for an answer. */
+  late: string[]
   /** What should be gone once everything is at rest. */
   leftovers: string[]
   /** Not everything had come to rest in time. */
@@ -64,14 +66,17 @@ export interface Evidence {
 }
 
 /** Lets one seed happen. `without`: faults of it, by their number, that are left out. */
-export async function simulate (seed: number, { without = new Set(), trace: tell = null }: { without?: Set<number>, trace?: ((line: string) => void) | null } = {}): Promise<Evidence> {
+export async function simulate (seed: number, options: { without?: Set<number>, trace?: (line: string) => void } = {}): Promise<Evidence> {
+  const { without = new Set(), trace: tell = null } = options
   const workload = makeWorkload(createRandom(seed, 'workload'))
   const planned = makeFaults(createRandom(seed, 'faults'), workload.machines.length, LEASE_MS)
   const faults = planned.filter((_, i) => !without.has(i))
   const calmFrom = START + (faults.length === 0 && workload.errorRate === 0 ? 0 : CALM_AFTER_MS)
 
   const timeline = createTimeline(START)
-  const trace = tell === null ? null : (who: string, what: string) => tell(`${(timeline.now() - START).toFixed(1).padStart(8)}  ${who.padEnd(5)} ${what}`)
+  const trace = tell === null ? null : (who: string, what: string) => {
+    tell(`${(timeline.now() - START).toFixed(1).padStart(8)}  ${who.padEnd(5)} ${what}`)
+  }
   const keys = createKeys('il', 4)
   const memory = createMemoryStore(keys)
   memory.clock.now = () => timeline.now()
@@ -120,7 +125,7 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
         }
       }
     } else if (signal.kind === 'delta') {
-      const { run_id: run, turn, attempt, offset, text } = JSON.parse(signal.json) as { run_id: string, turn: number, attempt: number, offset: number, text: string }
+      const { run_id: run, turn, attempt, offset, text } = JSON.parse(signal.json) as Delta
       const name = `${run}.${turn}.${attempt}`
       const before = life.texts.get(name) ?? ''
       if (name !== life.streaming) life.garbled.push(`${name} streams, but the turn is at ${life.streaming}`)
@@ -139,7 +144,7 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
   const provider = createProvider({ seed, timeline, errorRate: workload.errorRate, leaseMs: LEASE_MS, calm, seqOf, trace })
   const toolbox = createToolbox({ seed, timeline, leaseMs: LEASE_MS, seqOf, trace })
   const fortunes = workload.machines.map((_, number): Fortune => {
-    return { number, lives: 0, steps: 0, pending: faults.filter((fault) => fault.machine === number).sort((a, b) => a.step - b.step) }
+    return { number, skew: workload.skews[number] as number, lives: 0, steps: 0, pending: faults.filter((fault) => fault.machine === number).sort((a, b) => a.step - b.step) }
   })
   const running = new Map<number, { controls: Controls, engine: Engine | null, entrance: Entrance | null, stopping: boolean }>()
   const ears = new Map<string, { machine: Machine, listener: (note: WorkerNote) => void }>()
@@ -242,7 +247,9 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
         return () => ears.delete(worker)
       }
     }
-    const hints: Hints = { add: (conversation, jobs) => machine.send('queue', `jobs ${jobs.map(({ id }) => id).join(' ')}`, () => queue.add(conversation, jobs)) }
+    const hints: Hints = {
+      add: (conversation, jobs) => machine.send('queue', `jobs ${jobs.map(({ id }) => id).join(' ')}`, () => queue.add(conversation, jobs))
+    }
     const nextId: Ids = { next: () => String(++ids).padStart(26, '0') }
     const settings: Settings = {
       worker: machine.name, leaseMs: LEASE_MS, sweepMs: SWEEP_MS, turns: 4, calls: 12, localCalls: 2, modelAttempts: 3
@@ -262,7 +269,8 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
 
     let engine: Engine | null = null
     if (role !== 'api') {
-      engine = createEngine({ ...shared, presence, leases: createLeases(machine, timeline, locks, LEASE_MS), model: provider.modelOf(machine), random: chance.next })
+      const leases = createLeases(machine, timeline, locks, LEASE_MS)
+      engine = createEngine({ ...shared, presence, leases, model: provider.modelOf(machine), random: chance.next })
     }
     const executed: Executed = engine ?? createExecute(shared, null)
     const process = { controls, engine, entrance: role === 'worker' ? null : { machine, executed, store }, stopping: false }
@@ -305,7 +313,7 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
     return false
   })
 
-    const idle = () => {
+  const idle = () => {
     for (const { controls, engine, stopping } of running.values()) {
       if (stopping || !controls.quiet()) return false
       const load = engine?.load()
@@ -348,7 +356,8 @@ export async function simulate (seed: number, { without = new Set(), trace: tell
     for (const [conversation, { partial }] of stored) if (partial !== null) leftovers.push(`text of a running turn in ${conversation}`)
   }
   return {
-    seed, faults, struck, workload, lives, requests: users.requests, llmCalls: provider.calls, executions: toolbox.executions, deaths, errors, stored, leftovers, stuck,
+    seed, faults, struck, workload, lives, requests: users.requests, late: users.late, llmCalls: provider.calls, executions: toolbox.executions, deaths, errors,
+    stored, leftovers, stuck,
     happened: timeline.happened()
   }
 }
