@@ -74,7 +74,7 @@ export interface Config {
     dir?: string
   }
   /** `false` runs the same work one at a time. */
-  features: { parallelTools: boolean, parallelTodos: boolean, parallelLlm: boolean }
+  features: { parallelTools: boolean }
 }
 
 /** The key itself is not kept: compare hashes, in constant time (FAULTS S1). */
@@ -118,9 +118,7 @@ const Variables = Type.Object({
   INTERLOCK_TOOL_CONCURRENCY: whole(1, 10_000, 256),
   INTERLOCK_LOCAL_CALLS: whole(0, 10_000, 8),
   INTERLOCK_GRACE_MS: time(0, 10_000),
-  FEATURE_PARALLEL_TOOLS: toggle(),
-  FEATURE_PARALLEL_TODOS: toggle(),
-  FEATURE_PARALLEL_LLM: toggle()
+  FEATURE_PARALLEL_TOOLS: toggle()
 })
 type Variable = keyof typeof Variables.properties
 
@@ -173,7 +171,7 @@ export function loadConfig (env: NodeJS.ProcessEnv = process.env): Config {
       allowedHosts: list(checked('INTERLOCK_ALLOWED_TOOL_HOSTS', values.INTERLOCK_ALLOWED_TOOL_HOSTS, (hosts) => list(hosts).every(isToolHost))),
       dir: checked('INTERLOCK_TOOLS_DIR', values.INTERLOCK_TOOLS_DIR && resolve(values.INTERLOCK_TOOLS_DIR), isFolder)
     },
-    features: { parallelTools: values.FEATURE_PARALLEL_TOOLS, parallelTodos: values.FEATURE_PARALLEL_TODOS, parallelLlm: values.FEATURE_PARALLEL_LLM }
+    features: { parallelTools: values.FEATURE_PARALLEL_TOOLS }
   }
 }
 

@@ -23,7 +23,7 @@ t.test('O1: an empty environment gives the documented defaults', async (t) => {
     worker: { lockTtlMs: 10_000, sweepMs: 1000, stalledMs: 10_000, turnConcurrency: 64, toolConcurrency: 256, localCalls: 8 },
     graceMs: 10_000,
     tools: { allowedHosts: [], dir: undefined },
-    features: { parallelTools: true, parallelTodos: true, parallelLlm: true }
+    features: { parallelTools: true }
   })
 })
 
@@ -40,7 +40,7 @@ t.test('every variable arrives where it belongs', async (t) => {
     INTERLOCK_PARTITIONS: '4', INTERLOCK_PROFILE: 'durable', INTERLOCK_TOOLS_DIR: join(folder, 'tools'), INTERLOCK_MODEL_CONCURRENCY: '1',
     INTERLOCK_MODEL_TIMEOUT_MS: '2', INTERLOCK_MODEL_IDLE_MS: '3', INTERLOCK_MODEL_ATTEMPTS: '5', INTERLOCK_LOCK_TTL_MS: '100',
     INTERLOCK_SWEEP_MS: '10', INTERLOCK_STALLED_MS: '101', INTERLOCK_TURN_CONCURRENCY: '7', INTERLOCK_TOOL_CONCURRENCY: '9',
-    INTERLOCK_LOCAL_CALLS: '0', INTERLOCK_GRACE_MS: '11', FEATURE_PARALLEL_TOOLS: 'false', FEATURE_PARALLEL_TODOS: 'false', FEATURE_PARALLEL_LLM: 'false'
+    INTERLOCK_LOCAL_CALLS: '0', INTERLOCK_GRACE_MS: '11', FEATURE_PARALLEL_TOOLS: 'false'
   })
   const sha256 = (key: string) => createHash('sha256').update(key).digest('hex')
   t.strictSame(config, {
@@ -56,7 +56,7 @@ t.test('every variable arrives where it belongs', async (t) => {
     worker: { lockTtlMs: 100, sweepMs: 10, stalledMs: 101, turnConcurrency: 7, toolConcurrency: 9, localCalls: 0 },
     graceMs: 11,
     tools: { allowedHosts: ['tools.internal', '10.0.0.0/8', '[::1]:8080'], dir: join(folder, 'tools') },
-    features: { parallelTools: false, parallelTodos: false, parallelLlm: false }
+    features: { parallelTools: false }
   })
 })
 
@@ -69,7 +69,7 @@ t.test('a wrong value is answered by one sentence with the variable, the value a
   t.equal(message({ PORT: '70000' }), 'PORT is "70000"; it must be a whole number from 0 to 65535.')
   t.equal(message({ PORT: '80.5' }), 'PORT is "80.5"; it must be a whole number from 0 to 65535.')
   t.equal(message({ INTERLOCK_LOCK_TTL_MS: '99' }), 'INTERLOCK_LOCK_TTL_MS is "99"; it must be a whole number from 100 to 86400000.')
-  t.equal(message({ FEATURE_PARALLEL_LLM: 'no' }), 'FEATURE_PARALLEL_LLM is "no"; it must be true or false.')
+  t.equal(message({ FEATURE_PARALLEL_TOOLS: 'no' }), 'FEATURE_PARALLEL_TOOLS is "no"; it must be true or false.')
   t.equal(message({ INTERLOCK_PROFILE: 'safe' }), 'INTERLOCK_PROFILE is "safe"; it must be one of fast, durable.')
   t.equal(message({ INTERLOCK_KEY_PREFIX: 'a:b' }), 'INTERLOCK_KEY_PREFIX is "a:b"; it must be 1 to 32 of a-z, 0-9 and -.')
   t.equal(message({ INTERLOCK_TOOLS_DIR: '/no/such/folder' }), 'INTERLOCK_TOOLS_DIR is "/no/such/folder"; it must be a folder.')

@@ -287,9 +287,16 @@ export function createEngine (deps: EngineDeps): Engine {
     },
 
     async advance (conversation) {
-      const { effects } = await execute(conversation, { type: 'Advance', at: clock.now() }, { claim: 'spread' })
+      const at = clock.now()
+      const { effects, row } = await execute(conversation, { type: 'Advance', at }, { claim: 'spread' })
       // A job that did nothing must not outlive this: its id is asked for again when there is something to do.
-      if (effects.length === 0) return
+      if (effects.length === 0) {
+        const phase = row?.state.run?.phase
+        const early = phase?.type === 'turn' && phase.worker === null ? phase.ready_at - at : 0
+        // The clock of whoever made the turn due may be a little ahead of ours.
+        if (early > 0 && early <= settings.sweepMs) wakeAfter(conversation, early)
+        return
+      }
       for (let desk = desks.get(conversation); desk !== undefined && desk.tasks.size > 0; desk = desks.get(conversation)) {
         await Promise.all(desk.tasks)
       }

@@ -1,3 +1,4 @@
+import { toUSVString } from 'node:util'
 import type { Command, ModelCall, TokenCount } from '../core/command.js'
 import { checkLedger, checkState } from '../core/check.js'
 import type { Message } from '../core/message.js'
@@ -122,9 +123,11 @@ function conclude (deps: TurnDeps, run: ActiveRun, spec: PreparedSpec, fence: nu
     type: 'CompleteTurn',
     at: deps.clock.now(),
     fence,
-    text: answer.text,
+    // Half surrogate pairs have no bytes: neither Redis nor a provider takes them back as they are.
+    text: toUSVString(answer.text),
     finish_reason: answer.finish_reason,
-    calls: calls.map(({ id, name, arguments: raw }): ModelCall => {
+    calls: calls.map(({ id, name, arguments: written }): ModelCall => {
+      const raw = toUSVString(written)
       const printable = name.replace(/[^a-zA-Z0-9_-]/g, '_').slice(0, 64) || 'unknown'
       const tool = spec.tools.get(name)
       const call = { call_id: `call_${deps.ids.next()}`, name: printable, arguments: {}, provider_id: id, raw: null, fault: null }

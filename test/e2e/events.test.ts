@@ -203,7 +203,7 @@ story('C11: every event says where it belongs and what it follows from', async (
 })
 
 story('C14: a reader that reads nothing holds up nobody, and is cut off', async (t, { model, service, tool }) => {
-  const { client, app, url } = await service({ http: { stallMs: 400, heartbeatMs: 100 } })
+  const { client, app, url } = await service({ http: { stallMs: 3000, heartbeatMs: 500 } })
   const bytes = 600_000
   // Twenty megabytes of events, more than sockets hold; with the final answer beside them none of it goes to the model.
   const calls = [...many(32, 'bomb', () => ({ bytes })), { id: 'end', name: 'final_answer', arguments: { answer: 'done' } }]

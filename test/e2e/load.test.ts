@@ -86,7 +86,7 @@ story('M4, M6: row, ledger and log change together or not at all, whenever one l
 })
 
 story('N1: switched off, by environment or by run, parallel calls run one by one with the same result', async (t, { model, tools, service, tool }) => {
-  const off = { FEATURE_PARALLEL_TOOLS: 'false', FEATURE_PARALLEL_TODOS: 'false', FEATURE_PARALLEL_LLM: 'false' }
+  const off = { FEATURE_PARALLEL_TOOLS: 'false' }
   const [parallel, switched] = await Promise.all([service(), service({ env: off })])
   const ends = []
   for (const [name, { client }, body] of [['on', parallel, {}], ['by-env', switched, {}], ['by-run', parallel, { tool_policy: { parallel: false } }]] as const) {

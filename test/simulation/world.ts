@@ -321,15 +321,15 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
     }
     return true
   }
-  let restSince = 0
+  let restSince: number | null = null
   await timeline.run(() => {
     const now = timeline.now()
     if (now > calmFrom + REST_MS) return true
     const atRest = users.open() === 0 && openRuns.size === 0 && idle() && locks.size === 0 && queue.size() === 0
-    if (!atRest) restSince = now
+    restSince = atRest ? restSince ?? now : null
     for (const [conversation, lock] of locks) if (lock.until <= now) locks.delete(conversation)
     // A delayed message or a late note may still come.
-    return now - restSince > 600
+    return restSince !== null && now - restSince > 600
   })
   const now = timeline.now()
   const stuck = now > calmFrom + REST_MS

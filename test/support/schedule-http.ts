@@ -34,3 +34,13 @@ export function told (request: RecordedRequest | undefined): string[] {
 
 /** The middle one of some numbers. */
 export const median = (values: number[]): number => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] as number
+
+/** Does all tasks, `width` of them at a time, and resolves with what came of them. */
+export async function all<T, R> (items: T[], width: number, task: (item: T, i: number) => Promise<R>): Promise<R[]> {
+  const results: R[] = []
+  let next = 0
+  await Promise.all(Array.from({ length: width }, async () => {
+    for (let i = next++; i < items.length; i = next++) results[i] = await task(items[i] as T, i)
+  }))
+  return results
+}
