@@ -136,15 +136,30 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
     metrics: metrics.read
   }
 
+  /** Redis can go away again right after it came: what a start asks of it is asked until it answers. */
+  async function untilAnswered<T> (ask: () => Promise<T>): Promise<T> {
+    for (;;) {
+      try {
+        return await ask()
+      } catch (error) {
+        if (error instanceof StartError || state === 'stopping') throw error
+        log.warn({ err: (error as Error).message }, 'Redis did not answer during the start; asking again')
+        await new Promise((resolve) => setTimeout(resolve, 250))
+      }
+    }
+  }
+
   const ready = (async () => {
     await Promise.all(connections.map(whenReady))
     if (state === 'stopping') return false
-    const { refusal, warnings } = await describeRedis(command, config.redis.profile)
+    const { refusal, warnings } = await untilAnswered(() => describeRedis(command, config.redis.profile))
     if (refusal !== undefined) throw new StartError(refusal)
     for (const warning of warnings) log.warn({}, warning)
-    await fixPartitions(command, keys.meta, config.redis.partitions)
+    await untilAnswered(() => fixPartitions(command, keys.meta, config.redis.partitions))
     if (engine !== null) {
-      workers = await startWorkers(engine, {
+      const own = engine
+      await untilAnswered(() => own.start())
+      workers = startWorkers(own, {
         connection: connect('worker'),
         prefix: keys.queuePrefix,
         concurrency: settings.turns,

@@ -31,7 +31,7 @@ export interface EngineDeps {
 }
 
 export interface Engine extends Executed {
-  /** Takes the part of a worker: shows life signs, takes notes, and from now on work. */
+  /** Takes the part of a worker: shows life signs, takes notes, and from now on work. May be tried again when it rejects. */
   start: () => Promise<void>
   /** Performs what is due for a conversation. Resolves when this worker has nothing more to do for it, at once when nothing was due. */
   advance: (conversation: string) => Promise<void>
@@ -273,8 +273,8 @@ export function createEngine (deps: EngineDeps): Engine {
     ...executed,
 
     async start () {
-      unlisten = await feed.listen(settings.worker, take)
       await beat()
+      unlisten = await feed.listen(settings.worker, take)
       open = true
       const renew = () => {
         timers.delete(next)

@@ -22,9 +22,8 @@ export interface Workers {
   idleMs: () => number
 }
 
-/** Binds the engine to the queue, and to time: a job becomes `advance`, a tick becomes `sweep`. */
-export async function startWorkers (engine: Engine, { connection, prefix, concurrency, stalledMs, sweepMs, log }: WorkerOptions): Promise<Workers> {
-  await engine.start()
+/** Binds an engine that has started to the queue, and to time: a job becomes `advance`, a tick becomes `sweep`. */
+export function startWorkers (engine: Engine, { connection, prefix, concurrency, stalledMs, sweepMs, log }: WorkerOptions): Workers {
   const worker = new Worker<AdvanceJob>(QUEUE, (job) => engine.advance(job.data.conversation), {
     connection,
     prefix,

@@ -96,7 +96,7 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
   const events = life.events.map(({ json }) => JSON.parse(json) as Event)
   const runs = new Map<string, Run>()
   const turns = new Map<number, { run: string, started: number, completed: number, over: number, end: number, retries: Event[] }>()
-  const messages = new Map<string, { content: string, state: 'waiting' | 'delivered' | 'superseded' | 'gone' }>()
+  const messages = new Map<string, { content: string, state: 'waiting' | 'delivered' | 'gone' }>()
   const calls = new Map<string, Call>()
   const ledger: Line[] = []
   const payloads = new Map<number, Line[]>()
@@ -224,21 +224,23 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
         link()
         break
       case 'message.accepted': {
-        const request = requests.find((one) => one.action.do === 'message' && one.message_id === event.message_id)
+        const kind = event.edited === true ? 'edit' : 'message'
+        const request = requests.find((one) => one.action.do === kind && one.message_id === event.message_id && one.text === event.content)
+        if (kind === 'edit' && messages.get(event.message_id as string)?.state === 'waiting') messages.delete(event.message_id as string)
         if (request === undefined || request.text !== event.content) blame(`I16 message ${String(event.message_id)} was never sent`)
         if (messages.has(event.message_id as string)) blame(`I5 message ${String(event.message_id)} was accepted twice`)
         messages.set(event.message_id as string, { content: event.content as string, state: 'waiting' })
         if (event.mode === 'interrupt' && batch !== null && request?.action.do === 'message') (batch as Batch).discarded = request.action.completed === 'discard'
         break
       }
-      case 'message.delivered': case 'message.superseded': {
+      case 'message.delivered': case 'message.superseded': case 'message.withdrawn': {
         if (event.type === 'message.delivered') link()
         const message = messages.get(event.message_id as string)
         if (message === undefined || message.state !== 'waiting') {
           blame(`I5 ${event.type} for message ${String(event.message_id)}, which does not wait`)
           break
         }
-        message.state = event.type === 'message.delivered' ? 'delivered' : 'superseded'
+        message.state = event.type === 'message.delivered' ? 'delivered' : 'gone'
         if (event.type === 'message.delivered') ledger.push(`user: ${message.content}`)
         break
       }

@@ -95,9 +95,11 @@ export function createUsers ({ timeline, random, keys, entrances, calm, failed, 
       const target = own.length === 0 ? null : random.chance(0.7) ? own.at(-1) as Request : random.pick(own)
       const run = action.do === 'run' ? `run_${id}${partitionSuffix(keys.partitionOf(conversation))}` : target?.run_id ?? ''
       if (run === '') return over('refused')
+      const about = action.do === 'edit' || action.do === 'withdraw' ? requests.findLast((one) => one.run_id === run && one.action.do === 'message') : null
+      if (about === undefined) return over('refused')
       const text = `${action.do} ${id}`
       const made1: Request = {
-        conversation, life, action, run_id: run, message_id: `msg_${id}`, text, sent: timeline.now(), outcome: null, refusal: null, repeated: false
+        conversation, life, action, run_id: run, message_id: about?.message_id ?? `msg_${id}`, text, sent: timeline.now(), outcome: null, refusal: null, repeated: false
       }
       requests.push(made1)
       attempt(made1, creates, 1, (outcome) => {
@@ -175,6 +177,8 @@ export function createUsers ({ timeline, random, keys, entrances, calm, failed, 
           type: 'PostMessage', at, run_id: runId, message_id: request.message_id, content: request.text, mode: action.mode, queued: action.queued,
           completed_calls: action.completed, due_at: action.after > 0 ? at + action.after : null
         }
+        case 'edit': return { type: 'EditMessage', at, run_id: runId, message_id: request.message_id, content: request.text }
+        case 'withdraw': return { type: 'WithdrawMessage', at, run_id: runId, message_id: request.message_id }
         default: return { type: 'CancelRun', at, run_id: runId, reason: 'cancelled' }
       }
     }

@@ -9,6 +9,7 @@ export type Action = { at: number } & (
   | { do: 'run', on_active_run: StartRun['on_active_run'], after: number, models: string[], tools: string[], limits: Partial<Limits>, policy: Partial<ToolPolicy> }
   | { do: 'cancel' }
   | { do: 'message', mode: MessageMode, queued: 'deliver' | 'supersede', completed: 'keep' | 'discard', after: number }
+  | { do: 'edit' | 'withdraw' }
   | { do: 'delete', again: boolean }
 )
 
@@ -45,16 +46,17 @@ function action (random: Random, at: number): Action {
   const kind = random.next()
   if (kind < 0.4) return run(random, at, false)
   if (kind < 0.55) return { at, do: 'cancel' }
-  if (kind < 0.96) {
+  if (kind < 0.9) {
     return {
       at,
       do: 'message',
       mode: random.pick<MessageMode>(['auto', 'auto', 'interrupt', 'steer', 'queue']),
       queued: random.chance(0.2) ? 'supersede' : 'deliver',
       completed: random.chance(0.2) ? 'discard' : 'keep',
-      after: random.chance(0.15) ? random.int(1, 400) : 0
+      after: random.chance(0.2) ? random.int(1, 400) : 0
     }
   }
+  if (kind < 0.96) return { at, do: random.pick(['edit', 'withdraw']) }
   return { at, do: 'delete', again: random.chance(0.5) }
 }
 

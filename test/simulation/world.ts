@@ -34,6 +34,8 @@ export interface Life {
   texts: Map<string, string>
   /** Readings of streamed text that made no sense. */
   garbled: string[]
+  /** Messages that were accepted and not yet delivered. */
+  waiting: Set<unknown>
   /** The attempt that may stream now: `<run>.<turn>.<attempt>`. */
   streaming: string | null
   removed: boolean
@@ -99,7 +101,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
   function lifeOf (conversation: string): Life {
     let life = living.get(conversation)
     if (life === undefined) {
-      life = { conversation, events: [], times: [], texts: new Map(), garbled: [], streaming: null, removed: false }
+      life = { conversation, events: [], times: [], texts: new Map(), garbled: [], waiting: new Set(), streaming: null, removed: false }
       living.set(conversation, life)
       lives.push(life)
     }
@@ -113,6 +115,11 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
         trace?.('log', `${event.seq} ${event.type}${event.run_id === null ? '' : ` ${event.run_id}`}`)
         life.events.push(event)
         life.times.push(timeline.now())
+        if (event.type.startsWith('message.')) {
+          const { message_id: id } = JSON.parse(event.json) as { message_id: string }
+          if (event.type === 'message.accepted') life.waiting.add(id)
+          else life.waiting.delete(id)
+        }
         if (event.type.startsWith('turn.')) {
           const { turn, attempt } = JSON.parse(event.json) as { turn: number, attempt: number }
           life.streaming = event.type === 'turn.started' || event.type === 'turn.retrying' ? `${event.run_id}.${turn}.${attempt}` : null
@@ -314,6 +321,8 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
   })
 
   const idle = () => {
+    if (running.size < workload.machines.length) return false
+    for (const { waiting } of living.values()) if (waiting.size > 0) return false
     for (const { controls, engine, stopping } of running.values()) {
       if (stopping || !controls.quiet()) return false
       const load = engine?.load()
@@ -328,8 +337,8 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
     const atRest = users.open() === 0 && openRuns.size === 0 && idle() && locks.size === 0 && queue.size() === 0
     restSince = atRest ? restSince ?? now : null
     for (const [conversation, lock] of locks) if (lock.until <= now) locks.delete(conversation)
-    // A delayed message or a late note may still come.
-    return restSince !== null && now - restSince > 600
+    // A late note or a sweep may still come.
+    return restSince !== null && now - restSince > 300
   })
   const now = timeline.now()
   const stuck = now > calmFrom + REST_MS

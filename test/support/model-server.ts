@@ -133,14 +133,19 @@ export async function startModelServer ({ keep = true, models = ['test'] }: { ke
       ended: new Promise((resolve) => { settle = resolve })
     }
     let cutByUs = false
-    response.once('close', () => {
+    const over = () => {
+      response.off('close', over)
+      request.socket.off('end', over)
       conversation.inFlight -= 1
       total.inFlight -= 1
       record.endedAt = performance.now()
       record.aborted = !response.writableFinished && !cutByUs
       if (record.aborted) total.aborted += 1
       settle(record)
-    })
+    }
+    response.once('close', over)
+    // A client that has gone is heard of here first: until `close` come some more turns of a loop that may be busy.
+    request.socket.once('end', over)
     if (keep) requests.push(record)
     for (const look of waiting) look(record)
 
