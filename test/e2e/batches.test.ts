@@ -2,15 +2,10 @@ import { join } from 'node:path'
 import { problemIn, type EventStream } from '../support/client.js'
 import { answer, call, delayed, say, stream as deltas, type ReplyCall } from '../support/model-reply.js'
 import type { RecordedRequest } from '../support/model-server.js'
+import { many, results } from '../support/tool-calls.js'
 import { story } from '../support/world.js'
 
 const TOOLS_DIR = join(import.meta.dirname, '../support/tools')
-
-/** The results a request tells the model, in their order. */
-const results = (request: RecordedRequest | undefined) => request?.body.messages.flatMap((message) => message.role === 'tool' ? [message.content] : [])
-
-const many = (n: number, name: string, args: (i: number) => Record<string, unknown>): ReplyCall[] =>
-  Array.from({ length: n }, (_, i) => ({ id: `c${i}`, name, arguments: args(i) }))
 
 /** How long the only batch of a stream took, and how long its calls took one by one, in milliseconds. */
 function durations (stream: EventStream): { batch: number, calls: number } {

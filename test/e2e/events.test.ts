@@ -4,10 +4,8 @@ import type { Event } from '../../src/core/event.js'
 import { problemIn, type Client, type EventStream } from '../support/client.js'
 import { answer, call, delayed, heldAt, latch, say, status, type Latch, type ReplyCall } from '../support/model-reply.js'
 import type { Script } from '../support/model-server.js'
+import { many } from '../support/tool-calls.js'
 import { story } from '../support/world.js'
-
-const many = (n: number, name: string, args: (i: number) => Record<string, unknown>, prefix = 'c'): ReplyCall[] =>
-  Array.from({ length: n }, (_, i) => ({ id: `${prefix}${i}`, name, arguments: args(i) }))
 
 /** `turns` turns of `width` calls each, then text: ten events for each turn of three. */
 const turnsOf = (turns: number, width: number): Script => (_, n) => n > turns ? say('done') : call(...many(width, 'echo', (i) => ({ value: `${n}.${i}` }), `t${n}c`))

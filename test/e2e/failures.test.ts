@@ -2,12 +2,10 @@ import { join } from 'node:path'
 import { problemIn } from '../support/client.js'
 import { answer, call, cut, delayed, events, heldAt, latch, say, status, stream as deltas, type Reply } from '../support/model-reply.js'
 import type { RecordedRequest } from '../support/model-server.js'
+import { results } from '../support/tool-calls.js'
 import { story } from '../support/world.js'
 
 const TOOLS_DIR = join(import.meta.dirname, '../support/tools')
-
-/** What the tool messages of a request say, in their order. */
-const results = (request: RecordedRequest | undefined) => request?.body.messages.flatMap((message) => message.role === 'tool' ? [String(message.content)] : []) ?? []
 
 const fail = (id: string, message = 'no luck') => ({ id, name: 'fail', arguments: { message } })
 

@@ -1,10 +1,8 @@
 import { call, say, type ReplyCall } from '../support/model-reply.js'
 import { createClient, problemIn, within } from '../support/client.js'
 import { spawnProcess } from '../support/service.js'
+import { many } from '../support/tool-calls.js'
 import { story } from '../support/world.js'
-
-const many = (n: number, name: string, args: (i: number) => Record<string, unknown>, prefix = 'c'): ReplyCall[] =>
-  Array.from({ length: n }, (_, i) => ({ id: `${prefix}${i}`, name, arguments: args(i) }))
 
 const range = (n: number) => Array.from({ length: n }, (_, i) => i)
 

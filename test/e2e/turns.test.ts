@@ -5,12 +5,8 @@ import { QUEUE } from '../../src/queue/queue.js'
 import { problemIn } from '../support/client.js'
 import { answer, call, delayed, latch, say, type ReplyCall } from '../support/model-reply.js'
 import type { RecordedRequest } from '../support/model-server.js'
+import { many, results } from '../support/tool-calls.js'
 import { story, type World } from '../support/world.js'
-
-const many = (n: number, name: string, args: (i: number) => Record<string, unknown>, prefix = 'c'): ReplyCall[] =>
-  Array.from({ length: n }, (_, i) => ({ id: `${prefix}${i}`, name, arguments: args(i) }))
-
-const results = (request: RecordedRequest | undefined) => request?.body.messages.flatMap((message) => message.role === 'tool' ? [message.content] : [])
 
 /** Jobs as a queue that delivers more than once would bring them. */
 async function duplicates (t: Test, { redis }: World): Promise<(conversation: string, n: number) => Promise<void>> {
