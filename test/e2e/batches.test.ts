@@ -1,7 +1,6 @@
 import { join } from 'node:path'
 import { problemIn, type EventStream } from '../support/client.js'
-import { answer, call, delayed, say, stream as deltas, type ReplyCall } from '../support/model-reply.js'
-import type { RecordedRequest } from '../support/model-server.js'
+import { answer, call, delayed, say, stream as deltas } from '../support/model-reply.js'
 import { many, results } from '../support/tool-calls.js'
 import { story } from '../support/world.js'
 

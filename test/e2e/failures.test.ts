@@ -1,7 +1,6 @@
 import { join } from 'node:path'
 import { problemIn } from '../support/client.js'
 import { answer, call, cut, delayed, events, heldAt, latch, say, status, stream as deltas, type Reply } from '../support/model-reply.js'
-import type { RecordedRequest } from '../support/model-server.js'
 import { results } from '../support/tool-calls.js'
 import { story } from '../support/world.js'
 

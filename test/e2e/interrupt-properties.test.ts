@@ -11,7 +11,8 @@ import type { PostMessage } from '../../src/schemas/message.js'
 import { createClient, type Client, type EventStream } from '../support/client.js'
 import { answer, call, delayed, latch, say, type ReplyCall } from '../support/model-reply.js'
 import { changedMessage } from '../support/payload.js'
-import { all, begin, send, tell, told } from '../support/schedule-http.js'
+import { damages, spoil } from '../support/schedule-damage.js'
+import { all, begin, insist, send, told } from '../support/schedule-http.js'
 import { story, type World } from '../support/world.js'
 
 root.setTimeout(600_000)
@@ -23,16 +24,18 @@ const never = latch()
 /** Whoever of them is watched is judged by all its records at the end: every tenth, which is dear. */
 interface Place { world: World, watched: Client, plain: Client }
 
-async function cases<T> (t: Test, { watched, plain }: Place, title: string, arbitrary: fc.Arbitrary<T>, holds: (client: Client, name: string, one: T) => Promise<void>): Promise<void> {
+async function cases<T> (
+  t: Test, { watched, plain }: Place, title: string, arbitrary: fc.Arbitrary<T>, holds: (client: Client, name: string, one: T) => Promise<void>, count = CASES
+): Promise<void> {
   await t.test(title, async (t) => {
     const [, label = ''] = /^Property ([\d.]+)/.exec(title) ?? []
     const broken: string[] = []
-    await all(fc.sample(arbitrary, { numRuns: CASES, seed: 2 }), WIDTH, async (one, i) => {
+    await all(fc.sample(arbitrary, { numRuns: count, seed: 2 }), WIDTH, async (one, i) => {
       await holds(i % 10 === 0 ? watched : plain, `conv:p${label.replace('.', '-')}-${i}`, one).catch((error: Error) => {
         broken.push(`case ${i}, ${JSON.stringify(one)}: ${error.message}`)
       })
     })
-    t.same(broken, [], `${CASES} cases`)
+    t.same(broken, [], `${count} cases`)
   })
 }
 
@@ -81,7 +84,7 @@ story('the properties of seed 002 hold over HTTP', async (t, world) => {
         same((await send(client, run, { content })).receipt, 'interrupted')
       }
       await stream.ended
-      same((await tell(client, run, { content: 'late' })).status, 409)
+      same((await insist(client, run, { content: 'late' })).status, 409)
       same(told(model.requests(name).at(-1)), [name, ...payloads])
       same(stream.types().filter((type) => type === 'turn.cancelled').length, payloads.length)
     })
@@ -171,7 +174,7 @@ story('the properties of seed 002 hold over HTTP', async (t, world) => {
       const accepted: string[] = []
       const refused: number[] = []
       for (const [i, { mode, delay, after }] of deeds.entries()) {
-        const { status } = await tell(client, run, { content: `message ${i}`, mode, after_seconds: delay })
+        const { status } = await insist(client, run, { content: `message ${i}`, mode, after_seconds: delay })
         if (status === 202) accepted.push(`message ${i}`)
         else refused.push(status)
         if (status !== 202) break
@@ -185,7 +188,6 @@ story('the properties of seed 002 hold over HTTP', async (t, world) => {
       same(refused.filter((status) => status !== 409), [])
       // Delayed messages come with the sweep; the next run is there for what came too late.
       const follow = await client.open(`/conversations/${run.conversation_id}/events`)
-      for (const { mode } of deeds.slice(0, accepted.length)) must(mode !== undefined, 'a mode')
       await follow.until(() => follow.events().filter(({ type }) => type === 'message.delivered').length === accepted.length)
       follow.close()
       await client.ended(await client.start({ input: 'go on', conversation_id: run.conversation_id, tools: [world.tool('echo')] }))
@@ -196,5 +198,58 @@ story('the properties of seed 002 hold over HTTP', async (t, world) => {
       const sent = told(model.requests(name).at(-1))
       for (const content of accepted) same(sent.filter((one) => one === content).length, 1, `${content} in the last payload`)
       must(model.maxInFlight(name) === 1, 'one LLM call at a time')
-    })
+    }, 2 * CASES)
+})
+
+story('Property 12: where everything is done already the message is queued, and delivered behind the results (6.5)', async (t, world) => {
+  const { model, tools } = world
+  const many = { INTERLOCK_TURN_CONCURRENCY: '200', INTERLOCK_TOOL_CONCURRENCY: '1000', INTERLOCK_GRACE_MS: '120000' }
+  const { client } = await world.process('api')
+  // A worker that stops takes no more turns, but still says what its calls gave: then runs stand between their batch and their next turn.
+  const leaving = await world.service({ roles: { api: false, worker: true }, env: { ...many, INTERLOCK_SWEEP_MS: '3600000' } })
+  const each = fc.sample(fc.record({ count: fc.integer({ min: 1, max: 4 }), mode: fc.constantFrom('auto', 'interrupt', 'steer') }), { numRuns: CASES, seed: 2 })
+  const begun = await all(each, WIDTH, async ({ count }, i) => {
+    const name = `conv:p12-${i}`
+    const keys = Array.from({ length: count }, (_, k) => `${i}-${k}`)
+    model.script(name, (_, n) => n === 1 ? call(...keys.map((key): ReplyCall => ({ id: `c${key}`, name: 'hold', arguments: { key, value: key } }))) : say('yes'))
+    return { name, keys, ...await begin(client, { input: name, tools: [world.tool('hold')] }) }
+  })
+  const calls = begun.flatMap(({ keys }) => keys)
+  await tools.waitFor((attempts) => attempts.length === calls.length)
+  const left = leaving.stop()
+  for (let stopping = false; !stopping;) stopping = (await leaving.instance.services.health.ready()).checks.process === 'stopping'
+  for (const key of calls) tools.release(key)
+  await Promise.all(begun.map(({ stream }) => stream.event('batch.completed')))
+  const receipts = await all(begun, WIDTH, ({ run }, i) => send(client, run, { content: 'behind it', mode: each[i]!.mode as 'auto' }))
+  t.same(receipts.filter(({ receipt, cancelled_call_ids: cancelled }) => receipt !== 'queued' || cancelled.length > 0), [])
+  t.equal(model.requests().length, CASES, 'nothing goes on yet')
+  await Promise.all([left, world.process('worker', many)])
+  await Promise.all(begun.map(({ stream }) => stream.ended))
+  t.same(begun.filter(({ name, keys }) => {
+    return JSON.stringify(told(model.requests(name)[1])) !== JSON.stringify([name, `→ ${keys.map(() => 'hold').join(' ')}`, ...keys.map((key) => `= ${key}`), 'behind it'])
+  }).map(({ name }) => name), [])
+})
+
+story('Property 14: what was spoiled is noticed and repaired before the next LLM call, and no message is lost (7.5; I29)', async (t, world) => {
+  const { model, tools, redis } = world
+  const [api, one, two] = await Promise.all([world.process('api'), world.process('worker'), world.process('worker')])
+  const place: Place = { world, watched: createClient(api.url), plain: createClient(api.url) }
+  await cases(t, place, 'Property 14: of a hundred conversations (7.5)', fc.record({ harm: fc.constantFrom(...damages), count: fc.integer({ min: 1, max: 4 }) }), async (client, name, { harm, count }) => {
+    model.script(name, (_, n) => n === 1 ? call({ id: 'c', name: 'hold', arguments: { key: name, value: 'seen' } }) : say(`answer ${n}`))
+    const { run, stream } = await begin(client, { input: name, tools: [world.tool('hold')] })
+    await stream.event('tool.started')
+    const contents = Array.from({ length: count }, (_, i) => `waits ${i}`)
+    for (const content of contents) await send(client, run, { content, mode: 'queue' })
+    await spoil(redis, run.conversation_id, harm.harm)
+    tools.release(name)
+    await stream.ended
+    const [recovered] = stream.events().filter(({ type }) => type === 'conversation.recovered')
+    must(harm.detail.test(String(recovered?.detail)), `reported: ${String(recovered?.detail)}`)
+    same(told(model.requests(name).at(-1)).filter((text) => text.startsWith('waits')).sort(), contents)
+    same((await client.run(run.id)).status, 'completed')
+  })
+  // These errors were asked for.
+  const errors = [one, two].flatMap(({ logs }) => logs.filter((line) => (JSON.parse(line) as { level: number }).level >= 50))
+  t.ok(errors.length >= CASES && errors.every((line) => line.includes('row and ledger disagreed')), 'each is logged')
+  for (const { logs } of [one, two]) logs.length = 0
 })

@@ -1,71 +1,8 @@
-import { Redis } from 'ioredis'
-import type { Message } from '../../src/core/message.js'
-import type { State } from '../../src/core/state.js'
-import { createKeys } from '../../src/store/keys.js'
 import { createClient } from '../support/client.js'
 import { call, say } from '../support/model-reply.js'
+import { damages, spoil } from '../support/schedule-damage.js'
 import { begin, send, told } from '../support/schedule-http.js'
-import { story, type World } from '../support/world.js'
-
-interface Damage {
-  what: string
-  harm: (state: State, ledger: Message[]) => void
-  /** What the report of the repair must name. */
-  detail: RegExp
-}
-
-/** Ways to make row and ledger disagree, in the middle of a batch with two messages waiting. */
-const damages: Damage[] = [
-  {
-    what: 'a message waits twice',
-    harm: (state) => { state.waiting.push({ ...state.waiting[0]! }) },
-    detail: /a message waits twice/
-  },
-  {
-    what: 'a message waits for a run that is over',
-    harm: (state) => { state.waiting[0]!.run_id = 'run_0000000000000000000000000000' },
-    detail: /waits for run run_0+, which is over/
-  },
-  {
-    what: 'a message waits although the ledger has it',
-    harm: (state, ledger) => { state.waiting.push({ ...state.waiting[0]!, id: ledger[0]!.id }) },
-    detail: /still waits, but is in the ledger/
-  },
-  {
-    what: 'the row counts too many messages',
-    harm: (state) => { state.messages += 2 },
-    detail: /the ledger has 3 messages, the row says 5/
-  },
-  {
-    what: 'the row counts too few messages',
-    harm: (state) => { state.messages -= 1 },
-    detail: /the ledger has 3 messages, the row says 2/
-  },
-  {
-    what: 'the ledger has a result that answers no call',
-    harm: (_, ledger) => { ledger.push({ ...ledger[0]!, id: 'msg_orphan', role: 'tool', content: 'x', tool_call_id: 'call_gone' }) },
-    detail: /tool message msg_orphan answers no call/
-  },
-  {
-    what: 'the active run waits as well',
-    harm: (state) => { state.queue.push({ ...state.run!, inputs: [] }) },
-    detail: /a run is both active and queued/
-  }
-]
-
-/** Changes a conversation behind everybody's back. The version rises, so that nobody goes on with the row as he remembers it. */
-async function spoil ({ redis: { url, prefix } }: World, conversation: string, harm: Damage['harm']): Promise<void> {
-  const keys = createKeys(prefix, 16)
-  const redis = new Redis(url)
-  const [json, version] = await redis.hmget(keys.row(conversation), 'state', 'version') as [string, string]
-  const stored = await redis.lrange(keys.messages(conversation), 0, -1)
-  const state = JSON.parse(json) as State
-  const ledger = stored.map((one) => JSON.parse(one) as Message)
-  harm(state, ledger)
-  await redis.hset(keys.row(conversation), 'state', JSON.stringify(state), 'version', Number(version) + 1)
-  for (const message of ledger.slice(stored.length)) await redis.rpush(keys.messages(conversation), JSON.stringify(message))
-  await redis.quit()
-}
+import { story } from '../support/world.js'
 
 for (const { what, harm, detail } of damages) {
   story(`I29: ${what}: it is logged, repaired before the next LLM call and reported, and no message is lost`, async (t, world) => {
@@ -77,7 +14,7 @@ for (const { what, harm, detail } of damages) {
     const { run, stream } = await begin(client, { input: 'conv:a', tools: [tool('hold')] })
     await tools.waitFor((attempts) => attempts.length === 1)
     for (const content of ['queued 1', 'queued 2']) await send(client, run, { content, mode: 'queue' })
-    await spoil(world, run.conversation_id, harm)
+    await spoil(world.redis, run.conversation_id, harm)
     tools.release('x')
     await stream.ended
     const [recovered] = stream.events().filter(({ type }) => type === 'conversation.recovered')

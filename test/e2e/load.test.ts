@@ -1,6 +1,6 @@
 import { Redis } from 'ioredis'
 import { problemIn } from '../support/client.js'
-import { call, delayed, latch, say, type ReplyCall } from '../support/model-reply.js'
+import { call, delayed, latch, say } from '../support/model-reply.js'
 import { many } from '../support/tool-calls.js'
 import { maxOverlap } from '../support/tool-server.js'
 import { story } from '../support/world.js'

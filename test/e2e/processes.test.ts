@@ -1,5 +1,5 @@
 import { createClient } from '../support/client.js'
-import { call, delayed, heldAt, latch, say, type ReplyCall } from '../support/model-reply.js'
+import { call, delayed, heldAt, latch, say } from '../support/model-reply.js'
 import { spawnProcess } from '../support/service.js'
 import { many } from '../support/tool-calls.js'
 import { story } from '../support/world.js'

@@ -1,4 +1,4 @@
-import { call, say, type ReplyCall } from '../support/model-reply.js'
+import { call, say } from '../support/model-reply.js'
 import { createClient, problemIn, within } from '../support/client.js'
 import { spawnProcess } from '../support/service.js'
 import { many } from '../support/tool-calls.js'

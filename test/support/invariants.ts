@@ -247,12 +247,16 @@ function judgeRequests ({ events, requests, attempts }: Evidence, alone: boolean
     const request = requests.find(({ requestId }) => requestId === `${event.run_id}.${event.turn}.${event.attempt}`)
     if (request === undefined || request.aborted) wrong(`${say(event)} has no LLM request that was answered`)
   }
+  // A cancelled call is told to stop, and not waited for.
+  const stopped = new Set(events.flatMap((event) => event.type === 'tool.cancelled' ? event.call_id ?? [] : []))
   const inOrder = [...requests].sort((a, b) => a.arrivedAt - b.arrivedAt)
   inOrder.forEach((request, i) => {
     const before = inOrder[i - 1]
     if (before !== undefined && changedMessage(dialogue(before), dialogue(request)) !== null) wrong(`LLM request ${request.requestId} changes history`)
     const turn = turnOf(request)
-    const late = attempts.filter((attempt) => Number(attempt.headers['interlock-turn']) < turn && (attempt.ended_at ?? Infinity) > request.arrivedAt + performance.timeOrigin + SLACK_MS)
+    const late = attempts.filter(({ headers, ended_at: ended }) => {
+      return Number(headers['interlock-turn']) < turn && !stopped.has(String(headers['interlock-call-id'])) && (ended ?? Infinity) > request.arrivedAt + performance.timeOrigin + SLACK_MS
+    })
     if (late.length > 0) wrong(`LLM request ${request.requestId} was made while tools of an earlier turn were at work`)
   })
 }

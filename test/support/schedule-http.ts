@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import type { Receipt } from '../../src/core/messages.js'
 import type { CreateRun, Run } from '../../src/schemas/run.js'
 import type { PostMessage } from '../../src/schemas/message.js'
@@ -9,9 +10,18 @@ export function tell (client: Client, run: Run | string, body: unknown, headers?
   return client.request('POST', `/runs/${typeof run === 'string' ? run : run.id}/messages`, { body, headers })
 }
 
-/** As `tell`; throws unless the message was accepted. */
+/** As `tell`, and again with the same key as long as the answer is 503: on a busy machine Redis can be too slow, and then nobody knows whether it was heard. */
+export async function insist (client: Client, run: Run | string, message: PostMessage): Promise<Answer> {
+  const headers = { 'idempotency-key': randomUUID() }
+  for (;;) {
+    const answer = await tell(client, run, message, headers)
+    if (answer.status !== 503 && !answer.text.includes('"idempotency_in_progress"')) return answer
+  }
+}
+
+/** As `insist`; throws unless the message was accepted. */
 export async function send (client: Client, run: Run | string, message: PostMessage | string): Promise<Receipt> {
-  const answer = await tell(client, run, typeof message === 'string' ? { content: message } : message)
+  const answer = await insist(client, run, typeof message === 'string' ? { content: message } : message)
   if (answer.status !== 202) throw new Error(`POST /runs/…/messages: ${answer.status} ${answer.text}`)
   return JSON.parse(answer.text) as Receipt
 }
