@@ -70,6 +70,7 @@ async function tests (args: string[], env: NodeJS.ProcessEnv): Promise<void> {
   const exit = once(tap, 'exit')
   const before = { passed, failed }
   let block: string[] = []
+  let crashed = false // what follows says how the file as a whole has ended
   for await (const line of createInterface({ input: tap.stdout! })) {
     const file = /^(not )?ok \d+ - (.*?) # time=([\d.]+)ms/.exec(line) ?? /^(not )?ok \d+ - (.*)/.exec(line)
     const totals = /^# (\{ total: .*\})/.exec(line)
@@ -78,10 +79,16 @@ async function tests (args: string[], env: NodeJS.ProcessEnv): Promise<void> {
       // tap prints all of a file; what passed says nothing about what failed
       if (file[1]) console.log(block.filter((text) => !/^\s*(ok \d+|# Subtest|# time=|1\.\.\d+|TAP version|$)/.test(text)).join('\n'))
       block = []
+      crashed = Boolean(file[1])
+    } else if (line.startsWith('# Subtest: ')) {
+      block = []
+      crashed = false
     } else if (totals) {
       console.log(line)
       passed += Number(/\bpass: (\d+)/.exec(totals[1]!)?.[1] ?? 0)
       failed += Number(/\bfail: (\d+)/.exec(totals[1]!)?.[1] ?? 0)
+    } else if (crashed) {
+      if (/^ {2}(exitCode|signal|expired): (?!null)/.test(line)) console.log(line)
     } else {
       block.push(line)
     }

@@ -51,7 +51,8 @@ interface Work { abort: AbortController, over: boolean }
 
 /** What this worker does for one conversation. */
 interface Desk {
-  turn: { fence: number, work: Work } | null
+  /** By fence: one that has lost its right may still be ending while the next one waits for the lease. */
+  turns: Map<number, Work>
   calls: Map<string, Work>
   /** Arguments of the calls of the batch this worker opened, so that they need not be read back. */
   arguments: Map<string, Record<string, unknown>>
@@ -104,7 +105,7 @@ export function createEngine (deps: EngineDeps): Engine {
   function deskOf (conversation: string): Desk {
     let desk = desks.get(conversation)
     if (desk === undefined) {
-      desk = { turn: null, calls: new Map(), arguments: new Map(), tasks: new Set() }
+      desk = { turns: new Map(), calls: new Map(), arguments: new Map(), tasks: new Set() }
       desks.set(conversation, desk)
     }
     return desk
@@ -148,7 +149,9 @@ export function createEngine (deps: EngineDeps): Engine {
   function startTurn (conversation: string, row: Row, { turn, attempt, fence }: Extract<Effect, { type: 'call_model' }>): void {
     const desk = deskOf(conversation)
     const work: Work = { abort: new AbortController(), over: false }
-    desk.turn = { fence, work }
+    // Whoever holds an older fence here works for nothing, and keeps the lease from this one: the note that says so may come late.
+    for (const older of desk.turns.values()) older.abort.abort(new Error('superseded'))
+    desk.turns.set(fence, work)
     begin(conversation, 'turns', work, async (finished) => {
       const task = { conversation, row, turn, attempt, fence, signal: work.abort.signal }
       const { command, release } = await performTurn({ ...deps, ledger, spec }, task, async (report) => {
@@ -163,7 +166,7 @@ export function createEngine (deps: EngineDeps): Engine {
       } finally {
         release()
       }
-    }, () => { if (desk.turn?.fence === fence) desk.turn = null })
+    }, () => { desk.turns.delete(fence) })
   }
 
   /** Goes on with a put-back turn when its time has come, without waiting for a sweep. */
@@ -222,7 +225,7 @@ export function createEngine (deps: EngineDeps): Engine {
       return
     }
     const desk = desks.get(conversation)
-    if (note.fence !== null && desk?.turn?.fence === note.fence) desk.turn.work.abort.abort(new Error(note.reason))
+    if (note.fence !== null) desk?.turns.get(note.fence)?.abort.abort(new Error(note.reason))
     for (const id of note.call_ids) desk?.calls.get(id)?.abort.abort(new Error(note.reason))
     // Whoever asked for a stop may wait for it.
     const announce = () => { feed.announce(conversation, settings.worker).catch(() => { /* nobody may be waiting */ }) }
@@ -231,7 +234,7 @@ export function createEngine (deps: EngineDeps): Engine {
 
   function isKnown (conversation: string, claim: Claim): boolean {
     const desk = desks.get(conversation)
-    return claim.call_id === null ? desk?.turn?.fence === claim.fence : desk?.calls.has(claim.call_id) === true
+    return claim.call_id === null ? desk?.turns.has(claim.fence as number) === true : desk?.calls.has(claim.call_id) === true
   }
 
   /** Gives up claims whose worker is gone, and lets time do what it has to do. */
@@ -319,7 +322,7 @@ export function createEngine (deps: EngineDeps): Engine {
       await Promise.race([idle(), grace])
       timer()
       for (const [conversation, desk] of desks) {
-        desk.turn?.work.abort.abort(new Error('the worker stops'))
+        for (const work of desk.turns.values()) work.abort.abort(new Error('the worker stops'))
         for (const work of desk.calls.values()) work.abort.abort(new Error('the worker stops'))
         const row = await store.load(conversation).catch(() => null)
         const ours = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker)
