@@ -22,7 +22,10 @@ declare module 'fastify' {
   }
 }
 
-/** Proxies must neither keep, change nor collect what is streamed (FAULTS E1). One stream, one connection: ending it frees the socket. */
+/**
+ * Proxies must neither keep, change nor collect what is streamed (FAULTS E1). One stream, one connection: on one that is to be used again a
+ * reader who leaves (fetch in Node) waits for the end of what it no longer wants.
+ */
 const HEADERS = {
   'content-type': 'text/event-stream; charset=utf-8',
   'cache-control': 'no-cache, no-transform',

@@ -9,7 +9,7 @@ import { page, pageQuery } from '../src/schemas/page.js'
 import { idempotencyKey, json, locationHeader, postHeaders, problems, query, replayedHeader, runParams, streamContent } from '../src/schemas/request.js'
 import { CreateRun, Run } from '../src/schemas/run.js'
 import { RunStatus } from '../src/core/run.js'
-import type { Caller } from '../src/services/services.js'
+import type { Caller, StoredEvent } from '../src/services/services.js'
 
 const tags = ['Runs']
 
@@ -45,8 +45,10 @@ export default (async (app) => {
     const type = preferred(request.headers.accept, ['application/json', 'text/event-stream'])
     if (type === undefined) throw notAcceptable(['application/json', 'text/event-stream'])
     if (type === 'text/event-stream') app.checkStreamRoom()
+    let head: StoredEvent[] = []
     const answer = await request.once(async (caller) => {
-      const run = await runs.create(caller, request.body)
+      const { run, events: begun } = await runs.create(caller, request.body)
+      head = begun
       return { code: 201, headers: { location: `/runs/${run.id}` }, body: JSON.stringify(run) }
     })
     const wait = waitOf(request.headers.prefer)
@@ -56,7 +58,7 @@ export default (async (app) => {
     const created = JSON.parse(answer.body) as Run
     reply.headers(answer.headers)
     if (answer.replayed) reply.header('idempotency-replayed', 'true')
-    if (type === 'text/event-stream') return reply.stream(answer.code, (signal) => events.live(request.caller, { run_id: created.id, conversation_id: created.conversation_id }, { after: 0, signal }))
+    if (type === 'text/event-stream') return reply.stream(answer.code, (signal) => events.live(request.caller, { run_id: created.id, conversation_id: created.conversation_id }, { after: 0, head, signal }))
     const run = await waited(reply, request.caller, created, wait as number)
     return reply.code(run.ended_at === null ? 202 : 200).header('preference-applied', `wait=${wait}`).send(run)
   })

@@ -22,7 +22,8 @@ export interface Result {
   refusal: Refusal | null
   /** The row as it stands after the command; null: there is no such conversation. */
   row: Row | null
-  /** What the command itself made happen. */
+  /** What the command itself made happen: stored, and in the log. */
+  events: Event[]
   effects: Effect[]
 }
 
@@ -47,6 +48,10 @@ function ledgerOf (length: number, changes: Change[]): Pick<Commit, 'messages' |
     messages = [...messages, ...change.messages]
   }
   return { messages, rewind }
+}
+
+function creates (command: Command): boolean {
+  return command.type === 'CreateConversation' || (command.type === 'StartRun' && command.new_conversation)
 }
 
 export function abortNote (conversation: string, { fence, call_ids, reason }: Extract<Effect, { type: 'abort' }>): WorkerNote {
@@ -164,6 +169,8 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
   async function decide (conversation: string, actor: Actor, batch: Pending[]): Promise<void> {
     let fresh = false
     for (let conflicts = 0; ; conflicts++) {
+      // What is to be created is not there: reading that is a trip for nothing, and the version check finds the exception.
+      if (actor.row === undefined && batch.some(({ command }) => creates(command))) actor.row = null
       if (actor.row === undefined) {
         actor.row = await trying(batch, () => store.load(conversation))
         fresh = true
@@ -181,7 +188,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
           fresh = true
           if (actor.row?.version !== version || actor.row?.born !== base?.born) continue
         }
-        batch.forEach((pending, i) => pending.resolve({ refusal: outcomes[i]?.refusal ?? null, row: actor.row ?? null, effects: [] }))
+        batch.forEach((pending, i) => pending.resolve({ refusal: outcomes[i]?.refusal ?? null, row: actor.row ?? null, events: [], effects: [] }))
         return
       }
       const token = ids.next()
@@ -216,7 +223,8 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
       after(conversation, base?.state ?? null, row, changes, now)
       batch.forEach((pending, i) => {
         const outcome = outcomes[i] as Outcome
-        pending.resolve({ refusal: outcome.refusal, row, effects: outcome.refusal === null ? outcome.change.effects : [] })
+        const { events, effects } = outcome.refusal === null ? outcome.change : { events: [], effects: [] }
+        pending.resolve({ refusal: outcome.refusal, row, events, effects })
       })
       return
     }

@@ -6,7 +6,7 @@ import type { Row, Signal, StoredEvent } from '../store/store.js'
 import { answering, conversationOf, rowOf, type Context } from './context.js'
 import { conversationView } from './conversation-view.js'
 import { readRun } from './run-view.js'
-import type { Caller, LiveItem, Services } from './services.js'
+import type { Caller, EventSource, LiveItem, LiveOptions, Services } from './services.js'
 
 /** Events read from the log at once. */
 const PAGE = 200
@@ -31,7 +31,7 @@ export function createEventService (context: Context): Services['events'] {
   const { store, feed, clock } = context
 
   /** Checks what can be checked before the conversation is read: whose the run is. */
-  async function scopeOf (caller: Caller, where: { conversation_id?: string, run_id?: string }): Promise<Scope> {
+  async function scopeOf (caller: Caller, where: EventSource): Promise<Scope> {
     const runId = where.run_id
     if (runId === undefined) return { conversation: where.conversation_id ?? '', run_id: null, first: 1, last: null }
     const conversation = where.conversation_id ?? await conversationOf(context, caller, runId)
@@ -65,7 +65,7 @@ export function createEventService (context: Context): Services['events'] {
       return { data, last_seq: scope.last ?? state.seq }
     }),
 
-    live: (caller, where, { after, signal }) => live(caller, where, after, signal)
+    live: (caller, where, options) => live(caller, where, options)
   }
 
   /**
@@ -77,7 +77,9 @@ export function createEventService (context: Context): Services['events'] {
     return { type: 'stream.reset', conversation_id: scope.conversation, reason: 'cursor_ahead', last_seq: lastSeq, snapshot }
   }
 
-  async function* live (caller: Caller, where: { conversation_id?: string, run_id?: string }, after: number, signal: AbortSignal): AsyncGenerator<LiveItem> {
+  async function* live (caller: Caller, where: EventSource, { after: from, head = [], signal }: LiveOptions): AsyncGenerator<LiveItem> {
+    for (const event of head) yield { kind: 'event', event }
+    const after = head.at(-1)?.seq ?? from
     const held: Signal[] = []
     let wake: () => void = () => { /* nobody waits yet */ }
     const abort = () => wake()

@@ -2,6 +2,7 @@ import { TERMINAL } from '../core/event.js'
 import { notFound, runActive, validationFailed } from '../errors.js'
 import type { Run } from '../schemas/run.js'
 import { partitionSuffix } from '../store/keys.js'
+import { storedEvent } from '../store/plan.js'
 import type { Signal } from '../store/store.js'
 import { listCalls, readCall } from './calls.js'
 import { answering, conversationOf, rowOf, type Context } from './context.js'
@@ -51,7 +52,7 @@ export function createRunService (context: Context): Services['runs'] {
           throw validationFailed([{ pointer: '/instructions', detail: 'the conversation begins with a system message of its own; leave this out' }])
         }
       }
-      const { refusal, row } = await executed.execute(conversation, {
+      const { refusal, row, events } = await executed.execute(conversation, {
         type: 'StartRun',
         at,
         conversation_id: conversation,
@@ -59,11 +60,12 @@ export function createRunService (context: Context): Services['runs'] {
         tenant: caller.tenant,
         new_conversation: body.conversation_id === undefined,
         ...request
-      })
+      }, { claim: 'local' })
       if (refusal === 'run_active') throw runActive(activeRuns(row?.state))
       if (row === null || refusal === 'not_found') throw notFound('conversation')
-      if (refusal === 'duplicate') return await requireRun(store, conversation, runId)
-      return runView(row, runId, { created_at: at, created_seq: 0, request: JSON.parse(request.spec) }, null)
+      if (refusal === 'duplicate') return { run: await requireRun(store, conversation, runId), events: [] }
+      const run = runView(row, runId, { created_at: at, created_seq: 0, request: JSON.parse(request.spec) }, null)
+      return { run, events: events.map(storedEvent) }
     }),
 
     get: (caller, runId) => answering(async () => requireRun(store, await conversationOf(context, caller, runId), runId)),
@@ -97,7 +99,7 @@ export function createRunService (context: Context): Services['runs'] {
         if (signal.kind === 'stopped') stopped.add(signal.worker)
         return awaited?.every((worker) => stopped.has(worker)) ? true : null
       }, async () => {
-        const { refusal, effects } = await executed.execute(conversation, { type: 'CancelRun', at: clock.now(), run_id: runId, reason: 'cancelled' })
+        const { refusal, effects } = await executed.execute(conversation, { type: 'CancelRun', at: clock.now(), run_id: runId, reason: 'cancelled' }, { claim: 'local' })
         if (refusal === 'not_found') throw notFound('run')
         awaited = effects.flatMap((effect) => effect.type === 'abort' ? [effect.worker] : [])
         return !wait || awaited.every((worker) => stopped.has(worker)) ? true : null

@@ -28,6 +28,8 @@ export type LiveItem =
 export interface LiveOptions {
   /** Deliver what has a greater `seq`. */
   after: number
+  /** What is known to come first: it is delivered before anything is read. */
+  head?: StoredEvent[]
   signal: AbortSignal
 }
 
@@ -49,7 +51,8 @@ export interface RunQuery {
  */
 export interface Services {
   runs: {
-    create: (caller: Caller, body: CreateRun) => Promise<Run>
+    /** `events`: those it began with, for whoever wants to watch it; none when it had been created before. */
+    create: (caller: Caller, body: CreateRun) => Promise<{ run: Run, events: StoredEvent[] }>
     get: (caller: Caller, runId: string) => Promise<Run>
     list: (caller: Caller, query: RunQuery) => Promise<Page<Run>>
     /** Idempotent: an ended run is answered as it is. With `wait` resolves once nothing of it runs any more. */

@@ -1,4 +1,5 @@
 import type { Piece } from '../core/draft.js'
+import type { Event } from '../core/event.js'
 import type { State } from '../core/state.js'
 import type { Commit, StoredEvent } from './store.js'
 
@@ -27,12 +28,16 @@ export function planCommit (commit: Commit): Plan {
   for (const name of drops) puts.delete(name)
   return {
     state: JSON.stringify(commit.state),
-    events: commit.events.map((event) => ({ seq: event.seq, type: event.type, run_id: event.run_id ?? null, json: JSON.stringify(event) })),
+    events: commit.events.map(storedEvent),
     puts: [...puts],
     messages,
     drops: [...drops],
     fence: fenceOf(commit.state)
   }
+}
+
+export function storedEvent (event: Event): StoredEvent {
+  return { seq: event.seq, type: event.type, run_id: event.run_id ?? null, json: JSON.stringify(event) }
 }
 
 export function fenceOf (state: State): number {

@@ -1,7 +1,7 @@
 /**
  * `npm run bench`: what the service costs, beside the floor measured in the same run. Everything runs on this machine, in processes of
  * its own, and ends by itself. `npm run bench -- --quick` takes fewer samples; a name runs one part (`single`, `many`, `batches`,
- * `idle`, `turns`, `commands`).
+ * `turns`, `interrupt`, `commands`, `idle`).
  */
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -9,6 +9,7 @@ import { join } from 'node:path'
 import { run, type Seen } from './client.js'
 import { countCommands } from './commands.js'
 import { floorLoop } from './floor.js'
+import { interrupts } from './interrupt.js'
 import { cpuMs, residentBytes, startModel, startRedis, startService } from './processes.js'
 
 const quick = process.argv.includes('--quick')
@@ -111,24 +112,52 @@ try {
 
   if (wants('batches')) {
     title('Parallel calls')
-    const five = await times(quick ? 5 : 20, async () => must(await run(service.origin, body('1x5', 'work_100ms'))).end)
-    figure('5 calls of 100 ms, whole run', p(five), quantile(five, 0.5) <= 107, '<= 107 ms')
-    const ten = await times(quick ? 2 : 5, async () => must(await run(service.origin, body('1x10', 'work_1s'))).end)
-    figure('10 calls of 1 s, whole run', p(ten), quantile(ten, 0.5) <= 1020, '<= 1020 ms')
+    for (const [spec, ms, count, budget] of [['1x5', 100, 20, 107], ['1x10', 1000, 5, 1020]] as const) {
+      const tool = { name: `work_${ms}ms`, run: (i: number) => new Promise((resolve) => { setTimeout(resolve, ms, { i }) }) }
+      const floor: number[] = []
+      const ends: number[] = []
+      const batches: number[] = []
+      for (let i = 0; i < (quick ? count / 5 : count); i++) {
+        floor.push(await streaming(`script:${spec}`, tool))
+        ends.push(must(await run(service.origin, body(spec, tool.name))).end)
+        const [asked, told] = (await model.newest()).slice(-2)
+        batches.push((told?.arrived ?? NaN) - (asked?.ended ?? NaN))
+      }
+      const name = `${spec.slice(2)} calls of ${ms} ms`
+      figure(`floor: ${name}, whole run`, p(floor))
+      figure(`${name}, whole run`, p(ends))
+      figure(`${name}, LLM answer to next LLM request`, p(batches), quantile(batches, 0.5) <= budget, `<= ${budget} ms`)
+    }
   }
 
   if (wants('turns')) {
     const turns = 200
-    const { events } = must(await run(service.origin, body(`${turns}x1`, 'work', { max_turns: turns + 1 })))
-    const starts = events.filter((event) => event.type === 'turn.started').map((event) => event.at)
-    const done = events.filter((event) => event.type === 'turn.completed').map((event) => event.at)
-    // From an LLM answer to the next request: what is ours. What the model must be sent grows, and is not in it.
-    const own = starts.slice(1).map((at, i) => at - (done[i] as number))
-    title('The same cost late in a conversation: 200 turns of one call')
-    const early = quantile(own.slice(1, 41), 0.5)
-    const late = quantile(own.slice(-40), 0.5)
-    figure('answer to next turn, turns 2-41', ms(early))
-    figure('answer to next turn, turns 160-200', ms(late), late <= early * 1.5 + 0.2, 'the same')
+    const between = async (run: () => Promise<unknown>) => {
+      await run()
+      const seen = (await model.newest()).slice(-turns - 1)
+      const gaps = seen.slice(1).map(({ arrived }, i) => arrived - (seen[i]?.ended ?? NaN))
+      return [quantile(gaps.slice(1, 41), 0.5), quantile(gaps.slice(-40), 0.5)] as const
+    }
+    const script = `${turns}x1`
+    const floor = await between(() => streaming(`script:${script}`, work))
+    const own = await between(async () => must(await run(service.origin, body(script, 'work', { max_turns: turns + 1 }))))
+    // What the model must be sent grows, and the floor pays for that as well.
+    const growth = [own[1] - own[0], floor[1] - floor[0]] as const
+    title('The same cost late in a conversation: 200 turns of one call, from an LLM answer to the next LLM request')
+    figure('floor: turns 2-41 / 160-200', `${ms(floor[0])} / ${ms(floor[1])}`)
+    figure('Interlock: turns 2-41 / 160-200', `${ms(own[0])} / ${ms(own[1])}`, growth[0] <= growth[1] + own[0] * 0.25, `growth <= floor's + 25 % (${ms(growth[0])}, ${ms(growth[1])})`)
+  }
+
+  if (wants('interrupt')) {
+    const count = quick ? 20 : 200
+    title(`A message that interrupts (${count} each), from its POST on`)
+    for (const [name, busy, script, tool] of [
+      ['an LLM call', 'turn.started', '0x0@60000', null], ['5 calls of 1 s', 'batch.started', '9x5', 'work_1000ms']
+    ] as const) {
+      const { accepted, asked } = await interrupts(service.origin, body(script, tool, { max_turns: count + 2 }), busy, count, model.newest)
+      figure(`during ${name}: accepted`, p(accepted))
+      figure(`during ${name}: next LLM request arrives`, p(asked), quantile(asked, 0.5) <= 50, '<= 50 ms')
+    }
   }
 
   if (wants('commands')) {
@@ -154,7 +183,7 @@ try {
     let open = 0
     const sampler = setInterval(() => { peak = Math.max(peak, residentBytes(service.pid)) }, 50)
     const started = performance.now()
-    const seen = await Promise.all(Array.from({ length: count }, async () => must(await run(service.origin, body('0x0@3000', null), () => { open++ }))))
+    const seen = await Promise.all(Array.from({ length: count }, async () => must(await run(service.origin, body('0x0@3000', null), { onOpen: () => { open++ } }))))
     clearInterval(sampler)
     const each = (peak - before) / count / 1024
     title(`${count} idle streaming runs, LLM answers after 3 s`)
@@ -163,8 +192,7 @@ try {
     figure('memory per run (peak growth)', `${each.toFixed(0)} KB (${open} open)`, each <= 120, '<= 120 KB')
   }
 
-  const stats = await (await fetch(`${model.origin}/_stats`)).json() as { violations?: unknown[] | number }
-  const violations = Array.isArray(stats.violations) ? stats.violations.length : stats.violations ?? 0
+  const { violations } = await model.stats()
   title('Judged by the model server')
   figure('invalid payloads', String(violations), violations === 0, '0')
   console.log(missed === 0 ? '\nEvery budget was kept.' : `\n${missed} budgets were missed.`)

@@ -11,8 +11,14 @@ export interface Seen {
   events: { type: string, at: number }[]
 }
 
+export interface Watch {
+  /** The run is accepted; `location` is its path. */
+  onOpen?: (location: string) => void
+  onEvent?: (type: string) => void
+}
+
 /** Posts a run and reads its event stream to the end. The cheapest client that can be: it looks for `event:` lines. */
-export function run (origin: string, body: object, onOpen?: () => void): Promise<Seen> {
+export function run (origin: string, body: object, { onOpen, onEvent }: Watch = {}): Promise<Seen> {
   const payload = JSON.stringify(body)
   const started = performance.now()
   return new Promise((resolve, reject) => {
@@ -23,7 +29,7 @@ export function run (origin: string, body: object, onOpen?: () => void): Promise
         response.resume()
         return reject(new Error(`POST /runs answered ${response.statusCode}`))
       }
-      onOpen?.()
+      onOpen?.(response.headers.location ?? '')
       const events: Seen['events'] = []
       let rest = ''
       response.setEncoding('utf8')
@@ -31,7 +37,11 @@ export function run (origin: string, body: object, onOpen?: () => void): Promise
         const at = performance.now() - started
         const lines = (rest + text).split('\n')
         rest = lines.pop() ?? ''
-        for (const line of lines) if (line.startsWith('event: ')) events.push({ type: line.slice(7), at })
+        for (const line of lines) {
+          if (!line.startsWith('event: ')) continue
+          events.push({ type: line.slice(7), at })
+          onEvent?.(line.slice(7))
+        }
       })
       response.on('error', reject)
       response.on('end', () => {
@@ -40,5 +50,20 @@ export function run (origin: string, body: object, onOpen?: () => void): Promise
     })
     sent.on('error', reject)
     sent.end(payload)
+  })
+}
+
+/** Posts JSON on a kept connection, and resolves once it was answered well. */
+export function post (url: string, body: object): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const sent = request(url, { method: 'POST', agent, headers: { 'content-type': 'application/json' } }, (response) => {
+      response.resume()
+      response.on('end', () => {
+        if ((response.statusCode ?? 500) < 300) resolve()
+        else reject(new Error(`POST ${url} answered ${response.statusCode}`))
+      })
+    })
+    sent.on('error', reject)
+    sent.end(JSON.stringify(body))
   })
 }

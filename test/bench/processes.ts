@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs'
 import { createServer, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import type { ModelServerStats } from '../support/model-server.js'
 import { findServer, serverFolders } from '../../src/redis/find-server.js'
 
 const root = join(import.meta.dirname, '../..')
@@ -38,11 +39,13 @@ export async function startRedis (dir: string): Promise<Started & { url: string,
 }
 
 /** The recording model server, in a process of its own. */
-export async function startModel (): Promise<Started & { origin: string }> {
+export async function startModel (): Promise<Started & { origin: string, stats: () => Promise<ModelServerStats>, newest: () => Promise<ModelServerStats['newest']> }> {
   const child = spawn(process.execPath, ['--import', 'tsx', join(root, 'test/support/model-server-main.ts'), '--script=3x5'], { stdio: ['pipe', 'pipe', 'inherit'] })
   const [line] = await once(createInterface({ input: child.stdout }), 'line') as [string]
   const { port } = JSON.parse(line) as { port: number }
-  return { pid: child.pid as number, origin: `http://127.0.0.1:${port}`, stop: () => stop(child) }
+  const origin = `http://127.0.0.1:${port}`
+  const stats = async () => await (await fetch(`${origin}/_stats`)).json() as ModelServerStats
+  return { pid: child.pid as number, origin, stats, newest: async () => (await stats()).newest, stop: () => stop(child) }
 }
 
 /** The service as it is shipped: compiled, API and worker in one process. */

@@ -108,7 +108,7 @@ t.test('F54: a request waits for a store that is away no longer than it says, an
   const bench = createBench()
   const api = bench.api()
   bench.faults.load = new Array<'before'>(100).fill('before')
-  const starting = bench.start(api)
+  const starting = api.executed.execute('c', cancel(bench))
   let over = false
   const refused = t.rejects(starting, UnavailableError).then(() => { over = true })
   await bench.clock.pass(IMPATIENT_MS - 1)
@@ -125,7 +125,7 @@ t.test('F54: a store that does not even refuse holds a request no longer', async
   const bench = createBench()
   const api = bench.api()
   bench.faults.load = ['never']
-  const refused = t.rejects(bench.start(api), UnavailableError)
+  const refused = t.rejects(api.executed.execute('c', cancel(bench)), UnavailableError)
   await bench.clock.pass(IMPATIENT_MS)
   await refused
 })

@@ -185,13 +185,13 @@ export function createUsers ({ timeline, random, keys, entrances, calm, failed, 
     if (action.do !== 'delete') return await executed.execute(conversation, command(), { claim: 'local' })
 
     const row = await store.load(conversation)
-    if (row === null) return { refusal: 'not_found', row, effects: [] }
+    if (row === null) return { refusal: 'not_found', row, events: [], effects: [] }
     for (const run of [...row.state.queue.map(({ id }) => id), ...row.state.run === null ? [] : [row.state.run.id]]) {
       await executed.execute(conversation, { type: 'CancelRun', at, run_id: run, reason: 'conversation_deleted' })
     }
     const removed = await store.remove(conversation)
     executed.forget(conversation)
-    return { refusal: removed ? null : 'not_found', row: null, effects: [] }
+    return { refusal: removed ? null : 'not_found', row: null, events: [], effects: [] }
   }
 
   return { requests, late, open: () => open, begin }

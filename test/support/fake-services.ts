@@ -92,7 +92,7 @@ export function fakeServices () {
           : conversationOf(caller, body.conversation_id)
         const id = `run_${caller.operation}0H`
         const known = runs.get(id)
-        if (known !== undefined) return known.run
+        if (known !== undefined) return { run: known.run, events: [] }
         const run: Run = {
           id, conversation_id: conversation.row.id, status: 'queued', turn: null, version: 1, created_at: TIME, started_at: null, ended_at: null,
           model: body.model ?? 'scripted', output: null, usage: USAGE, required_action: null, error: null, stop_reason: null,
@@ -100,7 +100,7 @@ export function fakeServices () {
         }
         runs.set(id, { tenant: caller.tenant, run, calls: [], messages: [] })
         emit(id, 'run.created', { input: body.input, model: run.model, on_active_run: body.on_active_run ?? 'queue' })
-        return { ...run }
+        return { run: { ...run }, events: [] }
       },
       get: async (caller, id) => runOf(caller, id).run,
       list: async (caller, { status, conversation_id: conversation, metadata, cursor, limit }) => paged('runs', [...runs.values()].reverse()

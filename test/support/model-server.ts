@@ -60,11 +60,16 @@ export interface ModelServerStats {
   maxInFlightPerConversation: number
   /** The conversations that ever had more than one. */
   overlapping: Record<string, number>
+  /** The newest requests, oldest first, in milliseconds since 1970: a clock that other processes of this machine share. */
+  newest: { arrived: number, ended: number | null }[]
   violations: number
   firstViolations: Violation[]
 }
 
 interface Conversation { count: number, inFlight: number, max: number }
+
+/** Requests whose times are kept for `stats`. */
+const NEWEST = 500
 
 const MARKER = /\bconv:[\w-]+/
 
@@ -79,6 +84,7 @@ export async function startModelServer ({ keep = true, models = ['test'] }: { ke
   const requests: RecordedRequest[] = []
   const violations: Violation[] = []
   const waiting = new Set<(request: RecordedRequest) => void>()
+  const newest: ModelServerStats['newest'] = []
   const total = { requests: 0, aborted: 0, inFlight: 0, maxInFlight: 0 }
   let fallback: Script | undefined
 
@@ -133,12 +139,16 @@ export async function startModelServer ({ keep = true, models = ['test'] }: { ke
       ended: new Promise((resolve) => { settle = resolve })
     }
     let cutByUs = false
+    const time: ModelServerStats['newest'][0] = { arrived: performance.timeOrigin + arrivedAt, ended: null }
+    newest.push(time)
+    if (newest.length > NEWEST) newest.shift()
     const over = () => {
       response.off('close', over)
       request.socket.off('end', over)
       conversation.inFlight -= 1
       total.inFlight -= 1
       record.endedAt = performance.now()
+      time.ended = performance.timeOrigin + record.endedAt
       record.aborted = !response.writableFinished && !cutByUs
       if (record.aborted) total.aborted += 1
       settle(record)
@@ -184,6 +194,7 @@ export async function startModelServer ({ keep = true, models = ['test'] }: { ke
       maxInFlight: total.maxInFlight,
       maxInFlightPerConversation: maxInFlight(),
       overlapping: Object.fromEntries([...conversations].filter(([, { max }]) => max > 1).map(([name, { max }]) => [name, max])),
+      newest,
       violations: violations.length,
       firstViolations: violations.slice(0, 20)
     }

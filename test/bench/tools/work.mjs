@@ -8,4 +8,4 @@ const tool = (name, ms) => ({
   run: ms === 0 ? ({ i }) => ({ i }) : ({ i }) => new Promise((resolve) => { setTimeout(resolve, ms, { i }) })
 })
 
-export default [tool('work', 0), tool('work_100ms', 100), tool('work_1s', 1000)]
+export default [tool('work', 0), tool('work_100ms', 100), tool('work_1000ms', 1000)]
