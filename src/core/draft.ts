@@ -120,3 +120,7 @@ export function recordEnd (draft: Draft, runId: string, end: RunEnd): void {
 }
 
 export const iso = (ms: number): string => new Date(ms).toISOString()
+
+export function abortWorker (draft: Draft, worker: string | null, fence: number | null, callIds: string[], reason: string): void {
+  if (worker !== null) draft.effects.push({ type: 'abort', worker, fence, call_ids: callIds, reason })
+}

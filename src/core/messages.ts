@@ -1,8 +1,10 @@
+import { closeEarly } from './batch.js'
 import type { EditMessage, PostMessage, WithdrawMessage } from './command.js'
-import { docNames, drop, emit, iso, put, remember, type Draft } from './draft.js'
-import { interrupt, supersede } from './settle.js'
-import type { ActiveRun, QueuedRun, WaitingMessage } from './state.js'
+import { supersede } from './delivery.js'
+import { abortWorker, docNames, drop, emit, iso, put, remember, type Draft } from './draft.js'
+import { isOpen, type ActiveRun, type QueuedRun, type WaitingMessage } from './state.js'
 import type { Refusal } from './transition.js'
+import { dueTurn } from './turn.js'
 
 /** What the sender of a message is told (API.md: the receipt). Kept beside the row, so that a repeated request gets the same. */
 export interface Receipt {
@@ -95,4 +97,22 @@ function waitingOf (
   const message = state.waiting.find((one) => one.id === messageId && one.run_id === runId)
   const run = state.run?.id === runId ? state.run : state.queue.find((one) => one.id === runId)
   return message === undefined || run === undefined ? null : { run, message }
+}
+
+/** Stops what the run is doing and makes a new turn due. Returns the calls that were cancelled. */
+function interrupt (draft: Draft, run: ActiveRun, keepCompleted: boolean, causedBy: number): string[] {
+  const { phase } = run
+  const cancelled: string[] = []
+  let causes = [causedBy]
+  if (phase.type === 'turn') {
+    abortWorker(draft, phase.worker, phase.fence, [], 'interrupted')
+    causes = [emit(draft, run, 'turn.cancelled', { turn: phase.turn, caused_by: [...phase.caused_by, causedBy] }, { reason: 'interrupted' })]
+  } else {
+    cancelled.push(...phase.calls.filter(isOpen).map((call) => call.id))
+    causes.push(...closeEarly(draft, run, phase, 'interrupted', causedBy, keepCompleted))
+  }
+  draft.state.fence++
+  run.final = null
+  run.phase = dueTurn(draft.state.turn + 1, draft.now, causes)
+  return cancelled
 }

@@ -1,9 +1,13 @@
+import { failCall, settleCall } from './batch.js'
 import type { Command, CompleteCall, CompleteTurn, CreateConversation, FailTurn, Lapse, ProgressCall, Recover, RetryTurn, StartRun, TokenCount } from './command.js'
-import { append, docNames, emit, iso, messageJson, put, remember, type Doc, type Draft, type Effect, type Piece } from './draft.js'
+import { releaseDelayedMessages } from './delivery.js'
+import { abortWorker, append, docNames, emit, iso, messageJson, put, remember, type Doc, type Draft, type Effect, type Piece } from './draft.js'
+import { endQueuedRun, endRun, rollBack } from './ending.js'
 import type { Event } from './event.js'
 import { editMessage, postMessage, withdrawMessage } from './messages.js'
-import { abortWorker, concludeTurn, endQueuedRun, endRun, failCall, releaseDelayedMessages, restartTurn, rollBack, settle, settleCall } from './settle.js'
+import { settle } from './settle.js'
 import type { ActiveRun, BatchPhase, CallState, QueuedRun, State, TurnPhase } from './state.js'
+import { concludeTurn, restartTurn } from './turn.js'
 
 /** Why a command changed nothing. `stale`: it comes from a worker that lost the right to write, or for something already settled. */
 export type Refusal = 'stale' | 'nothing_due' | 'duplicate' | 'run_active' | 'run_ended' | 'not_found' | 'exists' | 'queue_full'

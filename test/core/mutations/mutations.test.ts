@@ -8,5 +8,5 @@ for (const mutation of MUTATIONS) {
 }
 
 t.test('a fault that finds no place is no fault that was not noticed', async (t) => {
-  await t.rejects(hunt({ fault: 'none', edits: [['settle.ts', 'this text is nowhere', '']] }), /holds this text 0 times/)
+  await t.rejects(hunt({ fault: 'none', edits: [['this text is nowhere', '']] }), /stands 0 times/)
 })
