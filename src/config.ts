@@ -4,6 +4,8 @@ import { BlockList, isIP } from 'node:net'
 import { resolve } from 'node:path'
 import { envSchema } from 'env-schema'
 import { Type, type Static, type TSchema } from 'typebox'
+import { openSecrets } from './engine/tools/secrets.js'
+import { openSigning } from './engine/tools/signature.js'
 import { acceptedRedisUrls, parseRedisUrl } from './redis/url.js'
 
 /** A setting cannot be used. The message is one sentence per variable for the operator, and holds no secret. */
@@ -72,6 +74,12 @@ export interface Config {
     allowedHosts: string[]
     /** Absolute folder of module tools. Absent: none. */
     dir?: string
+    /** For `openSecrets`, which has accepted it. Absent: none. */
+    secrets?: string
+    /** For `openSigning`, which has accepted it. Absent: requests are not signed. */
+    signingSecret?: string
+    /** MCP servers as JSON text, or the path of a file with it; not looked into here. Absent: none. */
+    mcpServers?: string
   }
   /** `false` runs the same work one at a time. */
   features: { parallelTools: boolean }
@@ -107,6 +115,9 @@ const Variables = Type.Object({
   INTERLOCK_WORKER_PORT: whole(0, 65_535, 0),
   INTERLOCK_PROFILE: Type.Enum(['fast', 'durable'], { default: 'fast' }),
   INTERLOCK_TOOLS_DIR: Type.Optional(text('a folder')),
+  INTERLOCK_SECRETS: Type.Optional(Type.String()),
+  INTERLOCK_SIGNING_SECRET: Type.Optional(Type.String()),
+  INTERLOCK_MCP_SERVERS: Type.Optional(Type.String()),
   INTERLOCK_MODEL_CONCURRENCY: whole(0, 10_000, 0),
   INTERLOCK_MODEL_TIMEOUT_MS: time(1, 60_000),
   INTERLOCK_MODEL_IDLE_MS: time(1, 60_000),
@@ -123,7 +134,9 @@ const Variables = Type.Object({
 type Variable = keyof typeof Variables.properties
 
 /** Their values never appear in a message. */
-const secrets = new Set<Variable>(['REDIS_URL', 'OPENAI_API_KEY', 'OPENAI_BASE_URL', 'INTERLOCK_API_KEYS'])
+const secrets = new Set<Variable>([
+  'REDIS_URL', 'OPENAI_API_KEY', 'OPENAI_BASE_URL', 'INTERLOCK_API_KEYS', 'INTERLOCK_SECRETS', 'INTERLOCK_SIGNING_SECRET', 'INTERLOCK_MCP_SERVERS'
+])
 
 /**
  * Reads and checks the settings. A variable that is set but empty counts as absent, as compose files produce it.
@@ -169,7 +182,10 @@ export function loadConfig (env: NodeJS.ProcessEnv = process.env): Config {
     graceMs: values.INTERLOCK_GRACE_MS,
     tools: {
       allowedHosts: list(checked('INTERLOCK_ALLOWED_TOOL_HOSTS', values.INTERLOCK_ALLOWED_TOOL_HOSTS, (hosts) => list(hosts).every(isToolHost))),
-      dir: checked('INTERLOCK_TOOLS_DIR', values.INTERLOCK_TOOLS_DIR && resolve(values.INTERLOCK_TOOLS_DIR), isFolder)
+      dir: checked('INTERLOCK_TOOLS_DIR', values.INTERLOCK_TOOLS_DIR && resolve(values.INTERLOCK_TOOLS_DIR), isFolder),
+      secrets: opened(values.INTERLOCK_SECRETS, openSecrets),
+      signingSecret: opened(values.INTERLOCK_SIGNING_SECRET, openSigning),
+      mcpServers: values.INTERLOCK_MCP_SERVERS
     },
     features: { parallelTools: values.FEATURE_PARALLEL_TOOLS }
   }
@@ -188,6 +204,16 @@ function validate (given: Partial<Record<string, string>>): Static<typeof Variab
 
 function checked (name: Variable, value: string | undefined, accepts: (value: string) => boolean): string | undefined {
   if (value !== undefined && !accepts(value)) throw new ConfigError(sentence(name, value))
+  return value
+}
+
+/** The value as it is, once what will open it later has opened it without an error. */
+function opened (value: string | undefined, open: (value: string | undefined) => unknown): string | undefined {
+  try {
+    open(value)
+  } catch (error) {
+    throw new ConfigError((error as Error).message)
+  }
   return value
 }
 

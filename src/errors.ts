@@ -116,15 +116,17 @@ export const badRequest = (detail: string) => new ProblemError('bad_request', de
 export const unauthorized = (detail = 'Send an API key of this server as "Authorization: Bearer <key>".') => new ProblemError('unauthorized', detail)
 export const forbidden = (detail: string) => new ProblemError('forbidden', detail)
 /** Also for what belongs to another tenant: same words, so that nobody learns that it exists. */
-export const notFound = (what: 'run' | 'conversation' | 'call' | 'message' | 'address') => new ProblemError('not_found', `There is no such ${what}.`)
+export const notFound = (what: 'run' | 'conversation' | 'call' | 'call that waits for an output' | 'message' | 'suspension' | 'orphan' | 'address') => new ProblemError('not_found', `There is no such ${what}.`)
 export const methodNotAllowed = (allow: string[]) => new ProblemError('method_not_allowed', `This address takes ${allow.join(', ')}.`, { allow })
 export const notAcceptable = (offers: string[]) => new ProblemError('not_acceptable', `Accept one of ${offers.join(', ')}.`)
 export const requestTimeout = () => new ProblemError('request_timeout', 'The request took too long to arrive. Send it again on a new connection.')
 export const runActive = (runIds: string[]) => new ProblemError('run_active', 'Wait until the runs named here have ended, cancel them, or let this one wait with on_active_run "queue".', { run_ids: runIds })
 export const runEnded = (runId: string, conversationId: string) => new ProblemError('run_ended', 'Post a new run to its conversation instead.', { run_id: runId, conversation_id: conversationId })
 export const messageDelivered = (messageId: string) => new ProblemError('message_delivered', 'It has been delivered, superseded or withdrawn; its events say which.', { message_id: messageId })
-export const suspensionResolved = (suspensionId: string) => new ProblemError('suspension_resolved', 'It was decided, has expired or was superseded; its events say which.', { suspension_id: suspensionId })
-export const callSettled = (callIds: string[]) => new ProblemError('call_settled', 'The calls named here already have their result; what came now is kept as an orphan.', { call_ids: callIds })
+/** `how` says who was first. */
+export const suspensionResolved = (suspensionId: string, how: string, callIds: string[]) => new ProblemError('suspension_resolved', `It is over (${how}). Read the run for what it waits for now.`, { suspension_id: suspensionId, call_ids: callIds })
+/** `how` is said of the calls. */
+export const callSettled = (how: string, callIds: string[]) => new ProblemError('call_settled', `${callIds.join(', ')}: ${how}.`, { call_ids: callIds })
 export const conversationExists = (conversationId: string) => new ProblemError('conversation_exists', 'Choose another id, or post a run to this conversation.', { conversation_id: conversationId })
 export const idempotencyInProgress = () => new ProblemError('idempotency_in_progress', 'The first request with this Idempotency-Key has no answer yet. Send it again a little later.', { retry_after_s: 1 })
 export const versionConflict = () => new ProblemError('version_conflict', 'Others kept changing the conversation at the same moment. Send the request again.', { retry_after_s: 1 })

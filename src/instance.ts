@@ -14,6 +14,7 @@ import { startWorkers, type Workers } from './queue/workers.js'
 import { closeRedis, connectRedis, whenReady, type Connection, type Role } from './redis/connect.js'
 import { describeRedis } from './redis/describe.js'
 import { openRedis } from './redis/embedded.js'
+import { createActionService } from './services/actions.js'
 import { createConversationService } from './services/conversations.js'
 import type { Context } from './services/context.js'
 import { createEventService } from './services/events.js'
@@ -21,10 +22,12 @@ import { createIdempotencyService } from './services/idempotency.js'
 import { createMessageService } from './services/messages.js'
 import { createMetrics } from './services/metrics.js'
 import { createRunService } from './services/runs.js'
+import { createOrphanService } from './services/orphans.js'
 import type { Services } from './services/services.js'
 import { createFeed } from './store/feed.js'
 import { createKeys } from './store/keys.js'
 import { createPresence } from './store/presence.js'
+import { createRedisLimiter } from './store/limiter.js'
 import { createRedisStore } from './store/redis-store.js'
 
 /** The process cannot do its work as it is set up. The message is for the operator: what is wrong, and what to do. */
@@ -87,7 +90,12 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   const ulid = monotonicFactory(pooledRandom())
   const ids: Ids = { next: () => ulid() }
   const provider = await openProvider(config, roles, log)
-  const tools = await openTools({ ...(config.tools.dir !== undefined && { dir: config.tools.dir }), allowedHosts: config.tools.allowedHosts })
+  const tools = await openTools({
+    ...(config.tools.dir !== undefined && { dir: config.tools.dir }),
+    ...(config.tools.secrets !== undefined && { secrets: config.tools.secrets }),
+    ...(config.tools.signingSecret !== undefined && { signingSecret: config.tools.signingSecret }),
+    allowedHosts: config.tools.allowedHosts
+  })
 
   const settings: Settings = {
     worker: ids.next(),
@@ -101,11 +109,12 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   let engine: Engine | null = null
   const metrics = createMetrics(() => engine?.load() ?? { turns: 0, calls: 0 })
   const engineLog = log.child({ component: 'engine', worker: settings.worker })
+  const limiter = createRedisLimiter(command, keys)
   const shared = { store, feed, hints, tools, clock, ids, log: engineLog, settings, observe: metrics.observe }
   if (roles.worker) {
     const model = openaiModel({ ...provider.connection, timeoutMs: config.model.timeoutMs, idleMs: config.model.idleMs, concurrency: config.model.concurrency })
     const leases = createLeases(connect('lock'), keys, settings.leaseMs, engineLog)
-    engine = createEngine({ ...shared, presence: createPresence(command, keys), leases, model, random: Math.random })
+    engine = createEngine({ ...shared, presence: createPresence(command, keys), leases, limiter, model, random: Math.random })
   }
   const executed: Executed = engine ?? createExecute(shared, null)
   const context: Context = { store, feed, keys, executed, tools, clock, ids, defaultModel: provider.model, parallelTools: config.features.parallelTools }
@@ -116,6 +125,8 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   const services: Services = {
     runs: createRunService(context),
     messages: createMessageService(context),
+    actions: createActionService(context),
+    orphans: createOrphanService(context),
     conversations: createConversationService(context),
     events: createEventService(context),
     idempotency: createIdempotencyService(command, keys, clock),

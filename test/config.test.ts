@@ -22,7 +22,7 @@ t.test('O1: an empty environment gives the documented defaults', async (t) => {
     model: { apiKey: undefined, baseUrl: undefined, name: undefined, concurrency: 0, timeoutMs: 60_000, idleMs: 60_000, attempts: 4 },
     worker: { lockTtlMs: 10_000, sweepMs: 1000, stalledMs: 10_000, turnConcurrency: 64, toolConcurrency: 256, localCalls: 8 },
     graceMs: 10_000,
-    tools: { allowedHosts: [], dir: undefined },
+    tools: { allowedHosts: [], dir: undefined, secrets: undefined, signingSecret: undefined, mcpServers: undefined },
     features: { parallelTools: true }
   })
 })
@@ -31,6 +31,7 @@ t.test('every variable arrives where it belongs', async (t) => {
   const folder = t.testdir({ tools: {} })
   const bin = join(folder, 'server')
   writeFileSync(bin, '')
+  writeFileSync(join(folder, 'secrets.json'), '{"CRM_TOKEN": {"value": "eight or more", "hosts": ["api.crm.example"]}}')
   chmodSync(bin, 0o755)
   const config = loadConfig({
     HOST: '0.0.0.0', PORT: '0', INTERLOCK_WORKER_PORT: '12', LOG_LEVEL: 'silent', REDIS_URL: 'redis+cluster://a:1,b:2', REDIS_SERVER_BIN: bin,
@@ -40,7 +41,8 @@ t.test('every variable arrives where it belongs', async (t) => {
     INTERLOCK_PARTITIONS: '4', INTERLOCK_PROFILE: 'durable', INTERLOCK_TOOLS_DIR: join(folder, 'tools'), INTERLOCK_MODEL_CONCURRENCY: '1',
     INTERLOCK_MODEL_TIMEOUT_MS: '2', INTERLOCK_MODEL_IDLE_MS: '3', INTERLOCK_MODEL_ATTEMPTS: '5', INTERLOCK_LOCK_TTL_MS: '100',
     INTERLOCK_SWEEP_MS: '10', INTERLOCK_STALLED_MS: '101', INTERLOCK_TURN_CONCURRENCY: '7', INTERLOCK_TOOL_CONCURRENCY: '9',
-    INTERLOCK_LOCAL_CALLS: '0', INTERLOCK_GRACE_MS: '11', FEATURE_PARALLEL_TOOLS: 'false'
+    INTERLOCK_LOCAL_CALLS: '0', INTERLOCK_GRACE_MS: '11', FEATURE_PARALLEL_TOOLS: 'false', INTERLOCK_SECRETS: join(folder, 'secrets.json'),
+    INTERLOCK_SIGNING_SECRET: 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw', INTERLOCK_MCP_SERVERS: '{}'
   })
   const sha256 = (key: string) => createHash('sha256').update(key).digest('hex')
   t.strictSame(config, {
@@ -55,7 +57,13 @@ t.test('every variable arrives where it belongs', async (t) => {
     model: { apiKey: 'sk-test', baseUrl: 'http://127.0.0.1:9/v1', name: 'm', concurrency: 1, timeoutMs: 2, idleMs: 3, attempts: 5 },
     worker: { lockTtlMs: 100, sweepMs: 10, stalledMs: 101, turnConcurrency: 7, toolConcurrency: 9, localCalls: 0 },
     graceMs: 11,
-    tools: { allowedHosts: ['tools.internal', '10.0.0.0/8', '[::1]:8080'], dir: join(folder, 'tools') },
+    tools: {
+      allowedHosts: ['tools.internal', '10.0.0.0/8', '[::1]:8080'],
+      dir: join(folder, 'tools'),
+      secrets: join(folder, 'secrets.json'),
+      signingSecret: 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw',
+      mcpServers: '{}'
+    },
     features: { parallelTools: false }
   })
 })
@@ -81,6 +89,8 @@ t.test('a wrong value is answered by one sentence with the variable, the value a
 t.test('S13: no message holds a secret', async (t) => {
   for (const env of [
     { REDIS_URL: 'redis:/:canary@host' }, { OPENAI_API_KEY: 'canary two' }, { OPENAI_BASE_URL: 'ftp://canary' }, { INTERLOCK_API_KEYS: 'canary' },
+    { INTERLOCK_SECRETS: 'canary' }, { INTERLOCK_SECRETS: '{"A": "canary"}' }, { INTERLOCK_SECRETS: '{"A": {"value": "canary-canary"}}' },
+    { INTERLOCK_SECRETS: '{"A": {"value": "canary-canary", "hosts": ["canary/"]}}' }, { INTERLOCK_SIGNING_SECRET: 'whsec_canary' },
     { INTERLOCK_API_KEYS: 'Canary:sixteen-letters-or-more' }, { INTERLOCK_API_KEYS: 'a:canary-canary-canary,b:canary-canary-canary' }
   ]) {
     const said = message(env)

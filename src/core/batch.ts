@@ -1,9 +1,54 @@
+import type { CallOutcome } from './command.js'
 import { abortWorker, append, docNames, drop, emit, iso, put, type Draft, type Piece } from './draft.js'
+import { putIn } from './references.js'
+import { fillResources } from './resources.js'
 import type { CallError, CallStatus } from './run.js'
 import { isOpen, type ActiveRun, type BatchPhase, type CallState } from './state.js'
 
 export function openBatch ({ state }: Draft): BatchPhase | null {
   return state.run?.phase.type === 'batch' ? state.run.phase : null
+}
+
+/** Arguments that grew beyond this, by what they refer to, are no arguments any more. Characters of JSON. */
+const MAX_ARGUMENT_CHARS = 1_000_000
+
+/** Settles a call with what came of it. Its output goes into the arguments of the calls that refer to it (E10). */
+export function completeCall (draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, outcome: CallOutcome): void {
+  if (outcome.status === 'failed') {
+    failCall(draft, run, phase, call, outcome.error, outcome.text)
+    return
+  }
+  const { output, text, truncated } = outcome
+  settleCall(draft, run, phase, call, 'completed', { output: truncated ? text : output, ...(truncated && { truncated }) }, { output }, text)
+  for (const one of phase.calls.filter(isOpen)) {
+    for (const [written, id] of Object.entries(one.after)) {
+      if (id === call.id) fillIn(draft, one, written, output)
+    }
+  }
+  if (call.name === run.policy.final_answer_tool) {
+    const index = (id: string) => phase.calls.findIndex((other) => other.id === id)
+    if (run.final === null || index(call.id) < index(run.final.call_id)) run.final = { call_id: call.id, output }
+  }
+}
+
+function fillIn (draft: Draft, call: CallState, written: string, output: unknown): void {
+  const { value, missing } = putIn(call.arguments, written, output)
+  const { [written]: _, ...others } = call.after
+  call.after = others
+  if (missing !== null) {
+    call.fault ??= { code: 'invalid_arguments', message: `{{stepOutputs.${missing}}} leads nowhere in the output it refers to` }
+  } else if (JSON.stringify(value).length > MAX_ARGUMENT_CHARS) {
+    call.fault ??= { code: 'invalid_arguments', message: `with the outputs they refer to, the arguments have more than ${MAX_ARGUMENT_CHARS} characters` }
+  } else {
+    setArguments(draft, call, value as Record<string, unknown>)
+  }
+}
+
+/** What the call is run with, where that is not what the model wrote. */
+export function setArguments (draft: Draft, call: CallState, args: Record<string, unknown>): void {
+  call.arguments = args
+  call.holds = fillResources(call.rules.resources ?? [], args)
+  put(draft, docNames.arguments(call.id), JSON.stringify(args))
 }
 
 /** Settles a failed call. The model is told `text`; without one, the error as it is. */
@@ -27,7 +72,7 @@ export function settleCall (
   })
   put(draft, docNames.done(call.id), JSON.stringify({
     run_id: run.id, turn: phase.turn, batch_id: phase.id, status, attempt: call.attempt,
-    started_at: call.started_at, ended_at: draft.now, duration_ms: duration, ...kept
+    started_at: call.started_at, ended_at: draft.now, duration_ms: duration, seq: call.cause, ...kept
   }))
   if (text === null) return
   const message = {
@@ -41,21 +86,25 @@ export function settleCall (
 export function closeEarly (draft: Draft, run: ActiveRun, phase: BatchPhase, reason: string, causedBy: number | null, keepCompleted: boolean): number[] {
   const causes: number[] = []
   for (const call of phase.calls.filter(isOpen)) {
-    abortWorker(draft, call.worker, null, [call.id], reason)
     if (causedBy !== null) call.cause = causedBy
-    const text = leavesTombstone(run, call) ? TOMBSTONE : null
-    settleCall(draft, run, phase, call, 'cancelled', { reason }, { reason }, text)
+    cancelCall(draft, run, phase, call, reason)
     causes.push(call.cause)
   }
   link(draft, run, phase, keepCompleted)
   return causes
 }
 
+/** Stops a call. One that must not be stopped is left alone, and its result will come too late. */
+export function cancelCall (draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, reason: string): void {
+  if (call.rules.uncancellable !== true) abortWorker(draft, call.worker, null, [call.id], reason)
+  settleCall(draft, run, phase, call, 'cancelled', { reason }, { reason }, leavesTombstone(run, call) ? TOMBSTONE : null)
+}
+
 const TOMBSTONE = JSON.stringify({ error: { code: 'cancelled', message: 'this call was cancelled before it gave a result; what it had started may have taken effect' } })
 
 /** Whether a cancelled call keeps its place in the ledger (`tool_policy.cancelled_calls`). */
 function leavesTombstone ({ policy }: ActiveRun, call: CallState): boolean {
-  return policy.cancelled_calls === 'tombstone' || (policy.cancelled_calls === 'tombstone_started' && call.effects === 'write' && call.started_at !== null)
+  return policy.cancelled_calls === 'tombstone' || (policy.cancelled_calls === 'tombstone_started' && call.rules.effects === 'write' && call.started_at !== null)
 }
 
 /**

@@ -31,6 +31,9 @@ export function checkState (state: State): string[] {
     return wrong
   }
   must(phase.turn === state.turn, `batch ${phase.id} does not belong to turn ${state.turn}`)
+  const suspended = phase.calls.some((call) => call.status === 'suspended')
+  must((phase.suspension !== null) === suspended, `batch ${phase.id} ${suspended ? 'has suspended calls but no suspension' : 'has a suspension of nothing'}`)
+  must((run.status === 'requires_action') === suspended, `run ${run.id} is ${run.status}, but its calls say otherwise`)
   must(phase.calls.some(isOpen), `batch ${phase.id} is settled but has not closed`)
   must(isUnique(phase.calls.map((call) => call.id)), `batch ${phase.id} has a call twice`)
   for (const call of phase.calls) {

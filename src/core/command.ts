@@ -1,4 +1,5 @@
 import type { CallError, Limits, RunError, ToolPolicy } from './run.js'
+import type { CallRules } from './state.js'
 
 /**
  * Orders to a conversation. Each carries the one fact it is about, the time, and every id it needs: `transition` has no clock and
@@ -7,7 +8,7 @@ import type { CallError, Limits, RunError, ToolPolicy } from './run.js'
  */
 export type Command =
   | CreateConversation | StartRun | Advance | RetryTurn | CompleteTurn | FailTurn | CompleteCall | ProgressCall | CancelRun | Lapse | Recover
-  | PostMessage | EditMessage | WithdrawMessage
+  | PostMessage | EditMessage | WithdrawMessage | Decide | SubmitOutputs | KeepOrphan | DiscardOrphan | AttachOrphan
 
 interface Timed {
   /** Milliseconds since 1970. */
@@ -93,10 +94,9 @@ export interface ModelCall {
   provider_id: string
   /** What the model wrote, when it is not the JSON of `arguments`. */
   raw: string | null
-  effects: 'read' | 'write'
-  idempotent: boolean
-  placement: 'local' | 'spread'
-  timeout_ms: number
+  rules: CallRules
+  /** What the arguments refer to, as written there (`referencesIn`). */
+  references: string[]
   /** Set when the call cannot run: unknown tool, invalid arguments. */
   fault: CallError | null
 }
@@ -125,7 +125,68 @@ export interface CompleteCall extends Timed {
   call_id: string
   attempt: number
   /** `text`: what the model is told, never empty. `output`: the whole; events get `text` instead when that had to be cut. */
-  outcome: { status: 'completed', output: unknown, text: string, truncated: boolean } | { status: 'failed', error: CallError, text: string }
+  outcome: CallOutcome
+  /** What it was called with: without it a failed call is not tried again. */
+  arguments?: Record<string, unknown>
+}
+
+export type CallOutcome = { status: 'completed', output: unknown, text: string, truncated: boolean } | { status: 'failed', error: CallError, text: string }
+
+/** What a person says of a suspended call. `edit` and `answer` carry what they are about. */
+export type Decision =
+  | { call_id: string, decision: 'approve' }
+  | { call_id: string, decision: 'reject', reason: string | null }
+  | { call_id: string, decision: 'edit', arguments: Record<string, unknown> }
+  | { call_id: string, decision: 'answer', outcome: CallOutcome }
+
+/** Decisions on calls that need consent: all of them are taken, or none. */
+export interface Decide extends Timed {
+  type: 'Decide'
+  run_id: string
+  suspension_id: string
+  decisions: Decision[]
+}
+
+/** What the client's own tools have given: all of it is taken, or none. */
+export interface SubmitOutputs extends Timed {
+  type: 'SubmitOutputs'
+  run_id: string
+  outputs: { call_id: string, outcome: CallOutcome }[]
+}
+
+/** A result that came after its call was settled. */
+export interface KeepOrphan extends Timed {
+  type: 'KeepOrphan'
+  run_id: string
+  turn: number
+  call_id: string
+  name: string
+  attempt: number
+  /** What its bringer knows of why it is too late; null: the state says. */
+  known: 'timeout' | 'duplicate' | null
+  /** `seq` of what it follows from: the start of its call, or its end. */
+  cause: number
+  /** The conversation's fence when that was read: one that was deleted and made again has nothing to do with it. */
+  fence: number
+  output: unknown
+  /** The output as a model would be told of it. */
+  text: string
+  truncated: boolean
+}
+
+export interface DiscardOrphan extends Timed {
+  type: 'DiscardOrphan'
+  run_id: string
+  call_id: string
+}
+
+/** Hands an orphan to the model, as a user message at the next turn. */
+export interface AttachOrphan extends Timed {
+  type: 'AttachOrphan'
+  run_id: string
+  call_id: string
+  message_id: string
+  content: string
 }
 
 export interface ProgressCall extends Timed {

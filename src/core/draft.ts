@@ -109,10 +109,18 @@ export const docNames = {
   text: (turn: number) => `text/${turn}`,
   /** A call as the ledger shows it. */
   call: (callId: string) => `call/${callId}`,
+  /** What a call is run with, where that is not what the model wrote: references filled in, or a person's edit. */
+  arguments: (callId: string) => `args/${callId}`,
   /** How a call was settled, with its whole output. */
   done: (callId: string) => `done/${callId}`,
   /** The tool message of a settled call, until its batch closes. */
-  message: (callId: string) => `message/${callId}`
+  message: (callId: string) => `message/${callId}`,
+  /** `{run_id, calls: [ids]}` of a suspension. */
+  suspension: (id: string) => `suspension/${id}`,
+  /** What a person decided on a call, and when. */
+  decision: (callId: string) => `decision/${callId}`,
+  /** A result that came too late. */
+  orphan: (callId: string) => `orphan/${callId}`
 }
 
 export function recordEnd (draft: Draft, runId: string, end: RunEnd): void {

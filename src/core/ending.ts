@@ -3,6 +3,7 @@ import { deliver, supersede } from './delivery.js'
 import { abortWorker, docNames, drop, emit, recordEnd, type Draft } from './draft.js'
 import type { EndStatus, RunError, StopReason, Usage } from './run.js'
 import { isOpen, type ActiveRun, type QueuedRun } from './state.js'
+import { resolve } from './suspension.js'
 
 /** Ends the active run: whatever still works for it is stopped, what it has finished stays in the ledger, and its terminal event is its last. */
 export function endRun (draft: Draft, run: ActiveRun, status: EndStatus, causedBy: number[], end: {
@@ -19,6 +20,7 @@ export function endRun (draft: Draft, run: ActiveRun, status: EndStatus, causedB
       causes = [emit(draft, run, 'turn.cancelled', { turn: phase.turn, caused_by: phase.caused_by }, { reason: why })]
     }
   } else if (phase.calls.some(isOpen)) {
+    if (phase.suspension !== null) resolve(draft, run, phase, 'superseded')
     causes = closeEarly(draft, run, phase, why, null, true)
   }
   // Whatever was accepted reaches the model: with the next run, if not with this one.

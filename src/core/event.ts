@@ -1,9 +1,10 @@
 /** Every event type there is. Clients switch on these names. */
 export type EventType =
-  | 'run.created' | 'run.started' | 'run.completed' | 'run.incomplete' | 'run.failed' | 'run.cancelled'
+  | 'run.created' | 'run.started' | 'run.requires_action' | 'run.resumed' | 'run.completed' | 'run.incomplete' | 'run.failed' | 'run.cancelled'
   | 'turn.started' | 'turn.retrying' | 'turn.completed' | 'turn.cancelled'
   | 'batch.started' | 'batch.completed'
-  | 'tool.started' | 'tool.progress' | 'tool.completed' | 'tool.failed' | 'tool.cancelled'
+  | 'tool.started' | 'tool.progress' | 'tool.completed' | 'tool.failed' | 'tool.cancelled' | 'tool.orphaned'
+  | 'suspension.created' | 'suspension.resolved'
   | 'message.accepted' | 'message.delivered' | 'message.superseded' | 'message.withdrawn'
   | 'conversation.recovered'
 

@@ -3,6 +3,7 @@ import type { EditMessage, PostMessage, WithdrawMessage } from './command.js'
 import { supersede } from './delivery.js'
 import { abortWorker, docNames, drop, emit, iso, put, remember, type Draft } from './draft.js'
 import { isOpen, type ActiveRun, type QueuedRun, type WaitingMessage } from './state.js'
+import { resolve } from './suspension.js'
 import type { Refusal } from './transition.js'
 import { dueTurn } from './turn.js'
 
@@ -108,6 +109,7 @@ function interrupt (draft: Draft, run: ActiveRun, keepCompleted: boolean, caused
     abortWorker(draft, phase.worker, phase.fence, [], 'interrupted')
     causes = [emit(draft, run, 'turn.cancelled', { turn: phase.turn, caused_by: [...phase.caused_by, causedBy] }, { reason: 'interrupted' })]
   } else {
+    if (phase.suspension !== null) causes.push(resolve(draft, run, phase, 'superseded'))
     cancelled.push(...phase.calls.filter(isOpen).map((call) => call.id))
     causes.push(...closeEarly(draft, run, phase, 'interrupted', causedBy, keepCompleted))
   }

@@ -19,6 +19,8 @@ export const ToolPolicy = Type.Object({
   message_order: Type.Enum(['request', 'completion'], { default: 'request', description: 'Order of a batch\'s results in the ledger.' }),
   cancelled_calls: Type.Enum(['remove', 'tombstone_started', 'tombstone'], { default: 'remove', description: 'What an interrupt leaves of unsettled calls in the ledger. `remove`: nothing. `tombstone_started`: calls with `effects: write` that had started keep their place, with a result that says they were cancelled. `tombstone`: all do.' }),
   final_answer_tool: Type.Union([Type.Literal('final_answer'), Type.Null()], { default: null, description: 'Offers the builtin `final_answer`; its first successful call in request order ends the run with that answer once its batch has settled.' }),
+  on_final_answer: Type.Enum(['settle', 'cancel'], { default: 'settle', description: 'What a successful final answer does to the calls beside it. `settle`: they finish. `cancel`: they are cancelled, and the run ends at once.' }),
+  suspension: Type.Enum(['grouped', 'sequential', 'barrier'], { default: 'grouped', description: 'How calls that need a person or the client are raised, once nothing else of the batch can go on. `grouped`: all at once. `sequential`: one after the other. `barrier`: one after the other, and calls behind one do not start before it is decided.' }),
   parallel: Type.Boolean({ default: true, description: '`false` runs the calls of a batch one at a time in request order.' })
 }, { ...closed, title: 'ToolPolicy' })
 export type ToolPolicy = Static<typeof ToolPolicy>

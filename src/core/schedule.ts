@@ -1,9 +1,75 @@
-import { isOpen, type ActiveRun, type BatchPhase, type State } from './state.js'
+import { conflict, type Holder } from './resources.js'
+import { isOpen, type ActiveRun, type BatchPhase, type CallState, type State } from './state.js'
 
-/** How many more calls of a batch may start now. */
-export function room (run: ActiveRun, phase: BatchPhase): number {
-  const limit = run.policy.parallel ? run.limits.max_tool_concurrency : 1
-  return limit - phase.calls.filter((call) => call.status === 'running').length
+/**
+ * The calls of a batch that may start now, in the order in which the batch can be run. A call waits
+ * - for the calls its arguments refer to (E10)
+ * - for a call before it that holds one of its resources in another way than reading both (D12); for all before it if one of the two is `exclusive`
+ * - for a person or the client (J1), and under `suspension: barrier` for those that do before it
+ * - for the time of its next try
+ * - for room: the run's, and its tool's own (E4, E14)
+ */
+export function startable (run: ActiveRun, phase: BatchPhase, now: number): CallState[] {
+  let room = (run.policy.parallel ? run.limits.max_tool_concurrency : 1) - phase.calls.filter((call) => call.status === 'running').length
+  const found: CallState[] = []
+  if (room <= 0) return found
+  const order = inOrder(phase)
+  const limited = new Map<string, number>()
+  for (const call of order) if (call.status === 'running') limited.set(call.name, (limited.get(call.name) ?? 0) + 1)
+  for (const [i, call] of order.entries()) {
+    if (room <= 0) break
+    if (run.policy.suspension === 'barrier' && isOpen(call) && awaited(call) !== null) break
+    if (call.status !== 'pending' || call.fault !== null || call.ready_at > now || awaited(call) !== null) continue
+    if (Object.keys(call.after).length > 0 || isHeldUp(order, i)) continue
+    const running = limited.get(call.name) ?? 0
+    if (call.rules.max_concurrency !== undefined && running >= call.rules.max_concurrency) continue
+    limited.set(call.name, running + 1)
+    found.push(call)
+    room--
+  }
+  return found
+}
+
+/**
+ * The calls that are to be raised as one suspension, once all that may start (`startable`) has been started: they need a person or the client, and nothing
+ * else of the batch is at work. Empty while something is.
+ */
+export function suspendable (run: ActiveRun, phase: BatchPhase, now: number): CallState[] {
+  if (phase.suspension !== null || phase.calls.some((call) => call.status === 'running' || (call.status === 'pending' && call.ready_at > now))) return []
+  const order = inOrder(phase)
+  const found = order.filter((call, i) => {
+    if (call.status !== 'pending' || call.fault !== null || Object.keys(call.after).length > 0) return false
+    const waits = awaited(call)
+    // A consent can be asked for early; what the client is handed it runs at once.
+    return waits === 'approval' || (waits === 'client_tool' && !isHeldUp(order, i))
+  })
+  return run.policy.suspension === 'grouped' ? found : found.slice(0, 1)
+}
+
+/** Whom a call waits for; null: nobody. */
+export function awaited (call: CallState): 'approval' | 'client_tool' | null {
+  if (call.rules.approval !== undefined && !call.approved) return 'approval'
+  return call.rules.client === undefined ? null : 'client_tool'
+}
+
+function inOrder (phase: BatchPhase): CallState[] {
+  return [...phase.calls].sort((a, b) => a.rank - b.rank)
+}
+
+/** Whether an unsettled call before the one at `i` stands in its way. */
+function isHeldUp (order: CallState[], i: number): boolean {
+  const own = holderOf(order[i] as CallState)
+  return order.slice(0, i).some((call) => isOpen(call) && conflict(holderOf(call), own))
+}
+
+function holderOf ({ rules, holds }: CallState): Holder {
+  return { effects: rules.effects, exclusive: rules.exclusive === true, holds }
+}
+
+/** When a run is out of time; null: it has not begun, or waits for somebody. */
+export function timeoutAt (run: ActiveRun): number | null {
+  const waits = run.phase.type === 'batch' && run.phase.suspension !== null
+  return run.started_at === null || waits ? null : run.started_at + run.paused_ms + run.limits.run_timeout_ms
 }
 
 /** A job that should exist: "advance this conversation". Its id says what for, so that asking twice is harmless. */
@@ -44,7 +110,7 @@ function generationOf (waitedMs: number, leaseMs: number): string {
  * going on.
  * - claimed work: when its worker's life sign, if it died this moment, has run out
  * - work nobody has claimed: soon, and then ever more rarely, in case its job was lost
- * - a retry, a scheduled run, a delayed message, the run's own timeout: at their time
+ * - a retry, a scheduled run, a delayed message, a suspension that expires, the run's own timeout: at their time
  */
 export function dueAt (state: State, now: number, { leaseMs, sweepMs }: { leaseMs: number, sweepMs: number }): number | null {
   const times: number[] = []
@@ -54,7 +120,8 @@ export function dueAt (state: State, now: number, { leaseMs, sweepMs }: { leaseM
     // While a run is active others wait for it, whether their time has come or not.
     for (const queued of state.queue) if (queued.due_at !== null) times.push(queued.due_at)
   } else {
-    if (run.started_at !== null) times.push(run.started_at + run.limits.run_timeout_ms)
+    const timeout = timeoutAt(run)
+    if (timeout !== null) times.push(timeout)
     const unclaimed = (since: number) => Math.max(since, now) + Math.max(sweepMs, (now - since) / 2)
     if (run.phase.type === 'turn') {
       const { worker, ready_at: readyAt } = run.phase
@@ -63,6 +130,8 @@ export function dueAt (state: State, now: number, { leaseMs, sweepMs }: { leaseM
       for (const call of run.phase.calls.filter(isOpen)) {
         if (call.worker !== null) times.push(now + leaseMs)
         else if (call.status === 'running') times.push(unclaimed(call.since))
+        else if (call.status === 'pending' && call.ready_at > now) times.push(call.ready_at)
+        else if (call.status === 'suspended' && call.expires_at !== null) times.push(call.expires_at)
       }
     }
   }

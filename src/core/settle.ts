@@ -1,10 +1,11 @@
-import { failCall, link, openBatch } from './batch.js'
+import { cancelCall, failCall, link, openBatch } from './batch.js'
 import { deliver } from './delivery.js'
 import { appendWaiting, emit, type Draft } from './draft.js'
 import { endRun } from './ending.js'
 import type { CallError, Usage } from './run.js'
-import { room } from './schedule.js'
+import { startable } from './schedule.js'
 import { isOpen, type ActiveRun } from './state.js'
+import { expire, resolve, resume, suspend } from './suspension.js'
 import { concludeTurn, dueTurn } from './turn.js'
 
 /**
@@ -42,9 +43,36 @@ const RULES: Rule[] = [
     for (const id of inputs) appendWaiting(draft, id, turn, next.id)
     const usage: Usage = { input_tokens: 0, output_tokens: 0, total_tokens: 0, llm_calls: 0, tool_calls: 0 }
     state.run = {
-      ...facts, status: 'queued', started_at: null, ledger_start: start, usage, turns: 0, answers: 0, phase: dueTurn(turn, now, [next.cause]), final: null
+      ...facts, status: 'queued', started_at: null, ledger_start: start, usage, turns: 0, answers: 0, phase: dueTurn(turn, now, [next.cause]), final: null,
+      used: {}, paused_ms: 0
     }
     return true
+  },
+
+  /** With `on_final_answer: cancel` a final answer ends what runs beside it. */
+  function stopForFinalAnswer (draft) {
+    const phase = openBatch(draft)
+    const run = draft.state.run as ActiveRun
+    if (phase === null || run.final === null || run.policy.on_final_answer !== 'cancel') return false
+    const open = phase.calls.filter(isOpen)
+    if (open.length > 0 && phase.suspension !== null) resolve(draft, run, phase, 'superseded')
+    for (const call of open) cancelCall(draft, run, phase, call, 'final_answer')
+    return open.length > 0
+  },
+
+  /** What refers to a call that gave no output will not run (E11). */
+  function failDependants (draft) {
+    const phase = openBatch(draft)
+    if (phase === null) return false
+    const without = new Map(phase.calls.filter((call) => call.status === 'failed' || call.status === 'cancelled' || call.fault !== null).map((call) => [call.id, call]))
+    let changed = false
+    for (const call of phase.calls) {
+      const source = Object.values(call.after).map((id) => without.get(id)).find((one) => one !== undefined)
+      if (call.status !== 'pending' || call.fault !== null || source === undefined) continue
+      call.fault = { code: 'dependency_failed', message: `not run: its arguments refer to the call of ${source.name} that gave no output` }
+      changed = true
+    }
+    return changed
   },
 
   /** All calls that may start now are dispatched, in request order, before any of them works. */
@@ -52,8 +80,17 @@ const RULES: Rule[] = [
     const phase = openBatch(draft)
     if (phase === null) return false
     const run = draft.state.run as ActiveRun
-    const ready = phase.calls.filter((call) => call.status === 'pending' && call.fault === null).slice(0, room(run, phase))
+    const ready = startable(run, phase, draft.now)
     for (const call of ready) {
+      const limit = call.rules.max_calls
+      if (limit !== undefined && call.attempt === 0) {
+        const used = Object.hasOwn(run.used, call.name) ? run.used[call.name] as number : 0
+        if (used >= limit) {
+          call.fault = { code: 'max_calls', message: `${call.name} can be called ${limit} times in a run, and was; go on without it` }
+          continue
+        }
+        run.used[call.name] = used + 1
+      }
       call.status = 'running'
       call.attempt++
       call.since = draft.now
@@ -75,12 +112,30 @@ const RULES: Rule[] = [
     return faulty.length > 0
   },
 
+  /** Nothing can go on without a person or the client. */
+  function suspendCalls (draft) {
+    const phase = openBatch(draft)
+    return phase !== null && suspend(draft, draft.state.run as ActiveRun, phase)
+  },
+
+  /** Whoever was asked has had the time there was. */
+  function expireCalls (draft) {
+    const phase = openBatch(draft)
+    return phase !== null && expire(draft, draft.state.run as ActiveRun, phase)
+  },
+
+  /** Everything that was asked for is there. */
+  function resumeRun (draft) {
+    const phase = openBatch(draft)
+    return phase !== null && resume(draft, draft.state.run as ActiveRun, phase)
+  },
+
   /** Dispatched calls that nobody runs yet are given to the executor, as far as it has room. */
   function claimCalls (draft) {
     const { executor } = draft
     const phase = openBatch(draft)
     if (phase === null || executor === null || executor.calls <= 0) return false
-    const free = phase.calls.filter((call) => call.status === 'running' && call.worker === null && (executor.spread || call.placement === 'local'))
+    const free = phase.calls.filter((call) => call.status === 'running' && call.worker === null && (executor.spread || call.rules.placement === 'local'))
     const taken = free.slice(0, executor.calls)
     if (taken.length === 0) return false
     for (const call of taken) Object.assign(call, { worker: executor.worker, since: draft.now })

@@ -1,3 +1,4 @@
+import type { Held } from './resources.js'
 import type { CallError, CallStatus, EndStatus, Limits, RunError, StopReason, ToolPolicy, Usage } from './run.js'
 
 /**
@@ -29,7 +30,12 @@ export interface State {
   rewinds: number
   /** Ids of the last commands from outside, so that deciding one twice changes nothing twice. Newest last. */
   seen: string[]
+  /** Results that came too late, oldest first. They stay beside the row until they are discarded, attached, pushed out or too old. */
+  orphans: Orphan[]
 }
+
+/** A result whose call was settled without it. */
+export interface Orphan { call_id: string, run_id: string, at: number, cause: number }
 
 /** What every run has, from its creation on. */
 export interface RunFacts {
@@ -79,6 +85,10 @@ export interface ActiveRun extends RunFacts {
   phase: TurnPhase | BatchPhase
   /** The answer a successful final-answer call gave, kept until its batch has settled. */
   final: { call_id: string, output: unknown } | null
+  /** How often tools with `max_calls` were called, by name. */
+  used: Record<string, number>
+  /** Milliseconds it has waited for people and clients: no part of its `run_timeout_ms`. */
+  paused_ms: number
 }
 
 /** One LLM call: due, running, or waiting to be tried again. */
@@ -110,6 +120,42 @@ export interface BatchPhase {
   cause: number
   started_at: number
   calls: CallState[]
+  /** What waits for a person or the client; null: nothing. */
+  suspension: Suspension | null
+  /** How many there have been. */
+  suspensions: number
+}
+
+/** A group of calls that wait for a person or for the client: those of the batch that are `suspended`. */
+export interface Suspension {
+  id: string
+  created_at: number
+  /** `seq` of its `suspension.created`. */
+  cause: number
+  /** Somebody's time to answer has run out. */
+  expired: boolean
+}
+
+/** What decides when and how a call may run, beside its state. Only what its tool asks for is there. */
+export interface CallRules {
+  effects: 'read' | 'write'
+  idempotent: boolean
+  placement: 'local' | 'spread'
+  timeout_ms: number
+  /** Templates of the resources it reads or writes. */
+  resources?: string[]
+  exclusive?: true
+  /** Calls of its tool that may run at once, and that may be made in one run. */
+  max_concurrency?: number
+  max_calls?: number
+  /** How often it may be started, and the milliseconds before the second start; doubled for each further one. */
+  retry?: { attempts: number, backoff_ms: number }
+  /** It needs a person's consent, who has `expires_ms` for it; null: as long as it takes. */
+  approval?: { expires_ms: number | null }
+  /** The client runs it, and has `expires_ms` for it. */
+  client?: { expires_ms: number | null }
+  /** It is left to finish when it is cancelled; its result then comes too late. */
+  uncancellable?: true
 }
 
 export interface CallState {
@@ -124,13 +170,24 @@ export interface CallState {
   since: number
   /** When it first began; null: never. */
   started_at: number | null
-  effects: 'read' | 'write'
-  idempotent: boolean
-  placement: 'local' | 'spread'
-  timeout_ms: number
+  rules: CallRules
+  /** Its place in the order in which the calls of the batch can be run; request order, but for what refers to later calls. */
+  rank: number
+  /** What its arguments still refer to: as written there, and the call it is. */
+  after: Record<string, string>
+  /** What it reads or writes, as far as that is known. */
+  holds: Held
+  /** Not to be started before this time. */
+  ready_at: number
+  /** How often a worker died over it. */
+  losses: number
+  /** A person has consented. */
+  approved: boolean
+  /** While `suspended`: when it is too late to answer; null: never. */
+  expires_at: number | null
   /** Why it cannot even start; it fails in its turn. */
   fault: CallError | null
-  /** What it is called with, until it is dispatched: `tool.started` says it. Null from then on; the ledger's copy stands beside the row. */
+  /** What it is called with, until it is dispatched: `tool.started` says it. Null from then on; a copy stands beside the row. */
   arguments: Record<string, unknown> | null
   /** Its newest event. */
   cause: number

@@ -6,7 +6,25 @@ const common = {
   timeout_ms: Type.Optional(Type.Integer({ minimum: 1, maximum: 86_400_000, description: 'Milliseconds until the call is aborted and fails with `timeout`. Default: `limits.tool_timeout_ms`.' })),
   effects: Type.Optional(Type.Enum(['read', 'write'], { default: 'write', description: 'After the death of a worker a started `read` call is run again; a started `write` fails with `outcome_unknown`, unless it is `idempotent`.' })),
   idempotent: Type.Optional(Type.Boolean({ default: false, description: 'The tool honours `Idempotency-Key`, so that a started call may be run again after the death of a worker.' })),
-  placement: Type.Optional(Type.Enum(['local', 'spread'], { default: 'local', description: '`spread` gives the call to whichever worker is free instead of the one that opened the batch.' }))
+  placement: Type.Optional(Type.Enum(['local', 'spread'], { default: 'local', description: '`spread` gives the call to whichever worker is free instead of the one that opened the batch.' })),
+  retry: Type.Optional(Type.Object({
+    attempts: Type.Integer({ minimum: 1, maximum: 10, description: 'How often a call is started, at most.' }),
+    backoff_ms: Type.Integer({ minimum: 0, maximum: 3_600_000, description: 'Milliseconds before the second start; doubled for each further one.' })
+  }, { additionalProperties: false, description: 'Failed calls (`timeout`, `http_error`, `tool_error`) are tried again under the same `Idempotency-Key`. Only for tools that are `idempotent`.' })),
+  resources: Type.Optional(Type.Array(Type.String({ minLength: 1, maxLength: 256 }), {
+    maxItems: 16,
+    description: 'What a call reads or writes (`effects`), as names filled from its arguments: `orders/{order_id}`. In a batch, calls that write a resource run one by one in request order, calls that read it run together, and all others run at once. A name whose field is missing may be any.'
+  })),
+  exclusive: Type.Optional(Type.Boolean({ default: false, description: 'No other call of the batch runs beside it.' })),
+  cancellable: Type.Optional(Type.Boolean({ default: true, description: '`false`: a call that is cancelled is left to finish. Its result then comes too late, and goes to the orphans.' })),
+  approval: Type.Optional(Type.Enum(['never', 'always'], { default: 'never', description: '`always`: a call waits for a person\'s decision, see `POST /runs/{run_id}/decisions`.' })),
+  approval_expires_seconds: Type.Optional(Type.Integer({ minimum: 1, maximum: 31_536_000, description: 'Seconds until a call nobody has decided on is not run. Default: it waits as long as it takes.' })),
+  max_concurrency: Type.Optional(Type.Integer({ minimum: 1, maximum: 1024, description: 'Calls of this tool that run at once in this run.' })),
+  max_calls: Type.Optional(Type.Integer({ minimum: 1, maximum: 1_000_000, description: 'Calls of this tool in this run; further ones fail with `max_calls`.' })),
+  rate_limit: Type.Optional(Type.Object({
+    max: Type.Integer({ minimum: 1, maximum: 10_000 }),
+    per_ms: Type.Integer({ minimum: 1, maximum: 86_400_000 })
+  }, { additionalProperties: false, description: 'At most `max` calls begin within any `per_ms` milliseconds, over all runs and processes that use the same tool; the others wait their turn.' }))
 }
 const described = {
   description: Type.Optional(Type.String({ maxLength: 4096 })),
@@ -34,7 +52,14 @@ export const ModuleTool = Type.Object({
   ...common
 }, { ...closed, title: 'ModuleTool' })
 
+/** Run by the caller. Its `timeout_ms`, where given, is how long the caller has. */
+export const ClientTool = Type.Object({
+  kind: Type.Literal('client'),
+  ...common,
+  ...described
+}, { ...closed, title: 'ClientTool' })
+
 /** A tool as a run declares it. Description and parameters of builtin and module tools come from the server. */
-export const ToolDefinition = Type.Union([HttpTool, BuiltinTool, ModuleTool], { title: 'ToolDefinition' })
+export const ToolDefinition = Type.Union([HttpTool, BuiltinTool, ModuleTool, ClientTool], { title: 'ToolDefinition' })
 export type ToolDefinition = Static<typeof ToolDefinition>
 export type HttpTool = Static<typeof HttpTool>

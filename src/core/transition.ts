@@ -1,16 +1,21 @@
-import { failCall, settleCall } from './batch.js'
+import { completeCall, failCall } from './batch.js'
 import type { Command, CompleteCall, CompleteTurn, CreateConversation, FailTurn, Lapse, ProgressCall, Recover, RetryTurn, StartRun, TokenCount } from './command.js'
 import { releaseDelayedMessages } from './delivery.js'
 import { abortWorker, append, docNames, emit, iso, messageJson, put, remember, type Doc, type Draft, type Effect, type Piece } from './draft.js'
 import { endQueuedRun, endRun, rollBack } from './ending.js'
 import type { Event } from './event.js'
 import { editMessage, postMessage, withdrawMessage } from './messages.js'
+import { attachOrphan, discardOrphan, forgetOldOrphans, keepOrphan } from './orphans.js'
+import { arrange } from './references.js'
+import { fillResources } from './resources.js'
 import { settle } from './settle.js'
+import { timeoutAt } from './schedule.js'
+import { decide, submitOutputs } from './suspension.js'
 import type { ActiveRun, BatchPhase, CallState, QueuedRun, State, TurnPhase } from './state.js'
 import { concludeTurn, restartTurn } from './turn.js'
 
 /** Why a command changed nothing. `stale`: it comes from a worker that lost the right to write, or for something already settled. */
-export type Refusal = 'stale' | 'nothing_due' | 'duplicate' | 'run_active' | 'run_ended' | 'not_found' | 'exists' | 'queue_full'
+export type Refusal = 'stale' | 'nothing_due' | 'duplicate' | 'run_active' | 'run_ended' | 'not_found' | 'exists' | 'queue_full' | 'suspension_resolved' | 'call_settled'
 
 export interface Change {
   state: State
@@ -45,7 +50,7 @@ export function transition (state: State | null, command: Command): Outcome {
     created: [],
     rewind: null
   }
-  const released = releaseDelayedMessages(draft)
+  const released = [releaseDelayedMessages(draft), forgetOldOrphans(draft)].includes(true)
   const refusal = state !== null && command.type === 'CreateConversation' ? 'exists' : record(draft, command)
   if (refusal !== null && refusal !== 'nothing_due') return { refusal }
   const changed = settle(draft) || released
@@ -67,13 +72,18 @@ function record (draft: Draft, command: Command): Refusal | null {
     case 'RetryTurn': return retryTurn(draft, command)
     case 'CompleteTurn': return completeTurn(draft, command)
     case 'FailTurn': return failTurn(draft, command)
-    case 'CompleteCall': return completeCall(draft, command)
+    case 'CompleteCall': return concludeCall(draft, command)
     case 'ProgressCall': return progressCall(draft, command)
     case 'CancelRun': return cancelRun(draft, command.run_id, command.reason)
     case 'Lapse': return lapse(draft, command)
     case 'PostMessage': return postMessage(draft, command)
     case 'EditMessage': return editMessage(draft, command)
     case 'WithdrawMessage': return withdrawMessage(draft, command)
+    case 'Decide': return decide(draft, command)
+    case 'SubmitOutputs': return submitOutputs(draft, command)
+    case 'KeepOrphan': return keepOrphan(draft, command)
+    case 'DiscardOrphan': return discardOrphan(draft, command)
+    case 'AttachOrphan': return attachOrphan(draft, command)
     case 'Recover': return recover(draft, command)
   }
 }
@@ -154,9 +164,10 @@ function completeTurn (draft: Draft, command: CompleteTurn): Refusal | null {
       call_id: call.call_id, name: call.name, arguments: call.arguments, ...(call.provider_id !== '' && { provider_id: call.provider_id })
     }))
   }
-  const batch: BatchPhase = { type: 'batch', turn: phase.turn, id: command.batch_id, cause: 0, started_at: command.at, calls: [] }
+  const batch: BatchPhase = { type: 'batch', turn: phase.turn, id: command.batch_id, cause: 0, started_at: command.at, calls: [], suspension: null, suspensions: 0 }
   batch.cause = emit(draft, run, 'batch.started', { turn: phase.turn, batch_id: batch.id, caused_by: [completed] }, { calls })
-  batch.calls = command.calls.map((call): CallState => ({
+  const places = arrange(command.calls)
+  batch.calls = command.calls.map((call, i): CallState => ({
     id: call.call_id,
     name: call.name,
     status: 'pending',
@@ -164,11 +175,15 @@ function completeTurn (draft: Draft, command: CompleteTurn): Refusal | null {
     worker: null,
     since: command.at,
     started_at: null,
-    effects: call.effects,
-    idempotent: call.idempotent,
-    placement: call.placement,
-    timeout_ms: call.timeout_ms,
-    fault: call.fault,
+    rules: call.rules,
+    rank: places[i]?.rank ?? i,
+    after: places[i]?.after ?? {},
+    holds: fillResources(call.rules.resources ?? [], call.arguments),
+    ready_at: 0,
+    losses: 0,
+    approved: false,
+    expires_at: null,
+    fault: call.fault ?? places[i]?.fault ?? null,
     arguments: call.arguments,
     cause: batch.cause,
     settled: 0,
@@ -188,23 +203,24 @@ function failTurn (draft: Draft, command: FailTurn): Refusal | null {
   return null
 }
 
-function completeCall (draft: Draft, command: CompleteCall): Refusal | null {
+function concludeCall (draft: Draft, command: CompleteCall): Refusal | null {
   const found = runningCall(draft.state, command.call_id, command.attempt)
   if (found === null) return 'stale'
   const { run, phase, call } = found
   const { outcome } = command
-  if (outcome.status === 'failed') {
-    failCall(draft, run, phase, call, outcome.error, outcome.text)
-    return null
-  }
-  const { output, text, truncated } = outcome
-  settleCall(draft, run, phase, call, 'completed', { output: truncated ? text : output, ...(truncated && { truncated }) }, { output }, text)
-  if (call.name === run.policy.final_answer_tool) {
-    const index = (id: string) => phase.calls.findIndex((one) => one.id === id)
-    if (run.final === null || index(call.id) < index(run.final.call_id)) run.final = { call_id: call.id, output }
+  const { retry } = call.rules
+  const again = retry !== undefined && command.arguments !== undefined && call.attempt < retry.attempts
+  if (again && outcome.status === 'failed' && MAY_PASS.has(outcome.error.code)) {
+    const readyAt = command.at + retry.backoff_ms * 2 ** (call.attempt - 1)
+    Object.assign(call, { status: 'pending', worker: null, since: command.at, ready_at: readyAt, arguments: command.arguments })
+  } else {
+    completeCall(draft, run, phase, call, outcome)
   }
   return null
 }
+
+/** Failures of a call that another try may not have. */
+const MAY_PASS = new Set(['timeout', 'http_error', 'tool_error'])
 
 function progressCall (draft: Draft, command: ProgressCall): Refusal | null {
   const found = runningCall(draft.state, command.call_id, command.attempt)
@@ -229,7 +245,8 @@ function cancelRun (draft: Draft, runId: string, reason: string): Refusal | null
 function lapse (draft: Draft, command: Lapse): Refusal | null {
   const { run } = draft.state
   if (run === null) return 'nothing_due'
-  if (run.started_at !== null && command.at >= run.started_at + run.limits.run_timeout_ms) {
+  const timeout = timeoutAt(run)
+  if (timeout !== null && command.at >= timeout) {
     endRun(draft, run, 'incomplete', [run.cause], { stop_reason: 'run_timeout' })
     return null
   }
@@ -253,7 +270,7 @@ function lapse (draft: Draft, command: Lapse): Refusal | null {
     if (call?.status !== 'running' || call.worker === null || call.attempt !== attempt) continue
     changed = true
     abortWorker(draft, call.worker, null, [call.id], 'worker_lost')
-    if ((call.effects === 'read' || call.idempotent) && call.attempt < MAX_LOSSES) {
+    if ((call.rules.effects === 'read' || call.rules.idempotent) && ++call.losses < MAX_LOSSES) {
       Object.assign(call, { status: 'pending', worker: null, since: command.at, arguments: args })
     } else {
       const message = 'the worker that ran this call was lost, so nobody knows whether it took effect; check before calling again'
@@ -317,7 +334,8 @@ function blank (command: CreateConversation | StartRun): State {
     queue: [],
     waiting: [],
     rewinds: 0,
-    seen: []
+    seen: [],
+    orphans: []
   }
 }
 

@@ -1,10 +1,13 @@
-import type { Command } from '../core/command.js'
+import { createHash } from 'node:crypto'
+import type { CompleteCall } from '../core/command.js'
 import type { ToolDefinition } from '../core/tool.js'
+import type { Limiter } from '../store/limiter.js'
 import type { Clock, Log } from './ports.js'
 import { errorForModel, forModel } from './tools/output.js'
 import { ToolError, type Tools } from './tools/tool.js'
 
 export interface CallTask {
+  tenant: string
   conversation: string
   run_id: string
   turn: number
@@ -12,10 +15,19 @@ export interface CallTask {
   attempt: number
   tool: ToolDefinition
   arguments: Record<string, unknown>
+  /** They are not what was validated when the model wrote them. */
+  changed: boolean
   timeout_ms: number
   max_chars: number
   /** Interrupt, cancel, takeover, shutdown. */
   signal: AbortSignal
+}
+
+/** What a call tells beside its end. */
+export interface CallNews {
+  progress: (data: unknown) => void
+  /** The tool gave this after it was given up; `timedOut`: because it took too long. */
+  late: (output: unknown, timedOut: boolean) => void
 }
 
 /**
@@ -23,27 +35,55 @@ export interface CallTask {
  * does fails only its own call (F7).
  */
 export async function performCall (
-  { tools, clock, log }: { tools: Tools, clock: Clock, log: Log }, task: CallTask, progress: (data: unknown) => void
-): Promise<Command | null> {
+  { tools, limiter, clock, log }: { tools: Tools, limiter: Limiter, clock: Clock, log: Log }, task: CallTask, { progress, late }: CallNews
+): Promise<CompleteCall | null> {
   const { call_id, attempt, tool, signal } = task
+  const head = { type: 'CompleteCall', call_id, attempt, arguments: task.arguments } as const
+  if (tool.rate_limit !== undefined) await takeTurn(limiter, clock, task, tool.rate_limit)
+  if (signal.aborted) return null
   const deadline = new AbortController()
   const cancel = clock.after(task.timeout_ms, () => {
     deadline.abort(new ToolError('timeout', `the tool did not answer within ${task.timeout_ms} ms`))
   })
   try {
+    if (task.changed) tools.validate(tool, task.arguments)
     const output = await tools.run(tool, task.arguments, {
-      conversation_id: task.conversation, run_id: task.run_id, call_id, turn: task.turn, attempt, signal: AbortSignal.any([signal, deadline.signal]), progress
+      conversation_id: task.conversation, run_id: task.run_id, call_id, turn: task.turn, attempt, signal: AbortSignal.any([signal, deadline.signal]), progress,
+      late: (given) => late(given, deadline.signal.aborted && !signal.aborted)
     })
     if (signal.aborted) return null
     const { text, truncated } = forModel(output, task.max_chars)
-    return { type: 'CompleteCall', at: clock.now(), call_id, attempt, outcome: { status: 'completed', output, text, truncated } }
+    return { ...head, at: clock.now(), outcome: { status: 'completed', output, text, truncated } }
   } catch (thrown) {
     if (signal.aborted) return null
     if (!(thrown instanceof ToolError)) log.error({ run_id: task.run_id, call_id, err: thrown }, 'tool call failed in an unexpected way')
     const { code, message } = thrown instanceof ToolError ? thrown : new ToolError('tool_error', 'the tool failed unexpectedly')
     const error = { code, message }
-    return { type: 'CompleteCall', at: clock.now(), call_id, attempt, outcome: { status: 'failed', error, text: errorForModel(error) } }
+    return { ...head, at: clock.now(), outcome: { status: 'failed', error, text: errorForModel(error) } }
   } finally {
     cancel()
+  }
+}
+
+/** Waits for this call's turn under its tool's `rate_limit`, or until it is stopped. Its own time runs from then on. */
+async function takeTurn (
+  limiter: Limiter, clock: Clock, { tenant, tool, signal }: CallTask, { max, per_ms: perMs }: { max: number, per_ms: number }
+): Promise<void> {
+  const where = tool.kind === 'http' ? tool.url : ''
+  const name = createHash('sha256').update(JSON.stringify([tenant, tool.kind, tool.name, where, max, perMs])).digest('base64url')
+  const wait = (ms: number) => new Promise<void>((resolve) => {
+    const done = () => {
+      cancel()
+      signal.removeEventListener('abort', done)
+      resolve()
+    }
+    const cancel = clock.after(ms, done)
+    signal.addEventListener('abort', done)
+  })
+  while (!signal.aborted) {
+    // Without the store nobody knows whose turn it is: not ours.
+    const ms = await limiter.reserve(name, max, perMs).catch(() => null)
+    if (ms !== 0) await wait(ms ?? 250)
+    if (ms !== null) return
   }
 }

@@ -1,13 +1,15 @@
-import type { Command, Executor } from '../core/command.js'
+import type { Command, Executor, ModelCall } from '../core/command.js'
 import { docNames, type Effect } from '../core/draft.js'
 import { CALLS_PER_JOB, dueAt, wanted } from '../core/schedule.js'
 import { claimsOf, type ActiveRun, type BatchPhase, type CallState, type Claim } from '../core/state.js'
+import type { Limiter } from '../store/limiter.js'
 import type { Feed, Presence, Row, Store, WorkerNote } from '../store/store.js'
 import { performCall } from './call.js'
 import type { Event } from '../core/event.js'
 import { abortNote, createExecute, type Executed, type Performer } from './execute.js'
 import { createLedgerCache } from './ledger.js'
 import type { Model } from './model/model.js'
+import { forModel } from './tools/output.js'
 import { patientReads, type Reads } from './patience.js'
 import type { Clock, Hints, Ids, Leases, Log, Settings } from './ports.js'
 import { createSpecs } from './run-spec.js'
@@ -19,6 +21,7 @@ export interface EngineDeps {
   feed: Feed
   presence: Presence
   leases: Leases
+  limiter: Limiter
   hints: Hints
   model: Model
   tools: Tools
@@ -54,10 +57,13 @@ interface Desk {
   /** By fence: one that has lost its right may still be ending while the next one waits for the lease. */
   turns: Map<number, Work>
   calls: Map<string, Work>
-  /** Arguments of the calls of the batch this worker opened, so that they need not be read back. */
+  /** Arguments of the calls of the batch this worker opened, so that they need not be read back; not of those that refer to others. */
   arguments: Map<string, Record<string, unknown>>
   tasks: Set<Promise<void>>
 }
+
+/** Whether a call is run with just what the model wrote: without references to fill in, and nobody may edit it. */
+const isComplete = ({ references, rules }: ModelCall): boolean => references.length === 0 && rules.approval === undefined
 
 /** The worker: performs turns and calls it has claimed, one step each, and takes over from those that are gone. */
 export function createEngine (deps: EngineDeps): Engine {
@@ -124,9 +130,10 @@ export function createEngine (deps: EngineDeps): Engine {
   }
 
   /** Commits what a worker has to say, however long the store is away. */
-  async function say (conversation: string, command: Command): Promise<void> {
+  async function say (conversation: string, command: Command): Promise<boolean> {
     const { refusal } = await execute(conversation, command, { claim: 'local', patienceMs: PATIENT_MS })
     if (refusal !== null) log.info({ conversation_id: conversation, command: command.type, refusal }, 'a worker\'s word was refused')
+    return refusal === null
   }
 
   /** Runs one claimed piece of work: what it has to say is committed, and only then is the claim forgotten here. */
@@ -160,7 +167,7 @@ export function createEngine (deps: EngineDeps): Engine {
       finished()
       try {
         if (command === null) return
-        if (command.type === 'CompleteTurn') desk.arguments = new Map(command.calls.map((call) => [call.call_id, call.arguments]))
+        if (command.type === 'CompleteTurn') desk.arguments = new Map(command.calls.filter(isComplete).map((call) => [call.call_id, call.arguments]))
         await say(conversation, command)
         if (command.type === 'RetryTurn') wakeAfter(conversation, command.delay_ms)
       } finally {
@@ -180,6 +187,15 @@ export function createEngine (deps: EngineDeps): Engine {
     timers.add(cancel)
   }
 
+  /** Tries a call again when its time has come. */
+  function wakeForRetry (conversation: string, callId: string): void {
+    executed.between(conversation, (row) => {
+      const phase = row?.state.run?.phase
+      const call = phase?.type === 'batch' ? phase.calls.find((one) => one.id === callId) : undefined
+      if (call?.status === 'pending') wakeAfter(conversation, Math.max(0, call.ready_at - clock.now()))
+    })
+  }
+
   function startCalls (conversation: string, row: Row, calls: { call_id: string, attempt: number }[]): void {
     const desk = deskOf(conversation)
     const run = row.state.run as ActiveRun
@@ -196,21 +212,38 @@ export function createEngine (deps: EngineDeps): Engine {
         if (prepared === null) return
         const tool = prepared.tools.get(state.name)
         if (tool === undefined) throw new Error(`call ${call_id} names an unknown tool`)
+        const orphan = (output: unknown, timedOut: boolean) => {
+          const { text, truncated } = forModel(output, run.limits.max_result_chars)
+          return say(conversation, {
+            type: 'KeepOrphan', at: clock.now(), run_id: run.id, turn: phase.turn, call_id, name: state.name, attempt, known: timedOut ? 'timeout' : null,
+            cause: state.cause, fence: row.state.fence, output, text, truncated
+          })
+        }
         const command = await performCall(deps, {
-          conversation, run_id: run.id, turn: phase.turn, call_id, attempt, tool, arguments: args.get(call_id) ?? known.get(call_id) ?? {},
-          timeout_ms: state.timeout_ms, max_chars: run.limits.max_result_chars, signal: work.abort.signal
-        }, (data) => {
-          execute(conversation, { type: 'ProgressCall', at: clock.now(), call_id, attempt, data }).catch(() => { /* progress is news, not truth */ })
+          tenant: row.state.tenant, conversation, run_id: run.id, turn: phase.turn, call_id, attempt,
+          tool, arguments: known.get(call_id) ?? args.get(call_id) ?? {},
+          changed: !known.has(call_id), timeout_ms: state.rules.timeout_ms, max_chars: run.limits.max_result_chars, signal: work.abort.signal
+        }, {
+          progress: (data) => {
+            execute(conversation, { type: 'ProgressCall', at: clock.now(), call_id, attempt, data }).catch(() => { /* progress is news, not truth */ })
+          },
+          late: (output, timedOut) => { track(conversation, async () => { await orphan(output, timedOut) }) }
         })
         finished()
-        if (command !== null) await say(conversation, command)
+        if (command === null) return
+        const heard = await say(conversation, command)
+        if (!heard && command.outcome.status === 'completed') await orphan(command.outcome.output, false)
+        if (state.rules.retry !== undefined) wakeForRetry(conversation, call_id)
       }, () => { if (desk.calls.get(call_id) === work) desk.calls.delete(call_id) })
     }
   }
 
   async function readArguments (from: Reads, conversation: string, callIds: string[]): Promise<Map<string, Record<string, unknown>>> {
-    const stored = await from.docs(conversation, callIds.map(docNames.call))
-    return new Map(callIds.map((id, i) => [id, (JSON.parse(stored[i] ?? '{}') as { arguments?: Record<string, unknown> }).arguments ?? {}]))
+    const stored = await from.docs(conversation, callIds.flatMap((id) => [docNames.arguments(id), docNames.call(id)]))
+    return new Map(callIds.map((id, i) => {
+      const [own, written] = stored.slice(2 * i)
+      return [id, own != null ? JSON.parse(own) : (JSON.parse(written ?? '{}') as { arguments?: Record<string, unknown> }).arguments ?? {}]
+    }))
   }
 
   /** A note from another process, or from ourselves. */

@@ -193,7 +193,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
       }
       const token = ids.next()
       const events = changes.flatMap((change) => change.events)
-      const committed = await trying(batch, () => store.commit({
+      const commit: Commit = {
         conversation,
         base,
         token,
@@ -203,10 +203,24 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
         docs: changes.flatMap((change) => change.docs),
         created: changes.flatMap((change) => change.created),
         due: dueAt(state, now, settings)
-      }))
+      }
+      let sent = 0
+      const committed = await trying(batch, () => {
+        sent++
+        return store.commit(commit)
+      })
       if (committed.status === 'conflict') {
         actor.row = committed.row
         fresh = true
+        if (sent > 1 && base !== null && committed.row !== null && committed.row.born !== base.born) {
+          // Removed and made again meanwhile, and a commit without an answer may have been done before that: doing it again could do it twice.
+          for (const pending of batch) {
+            // What a worker says is of its former self.
+            if (pending.patient) pending.resolve({ refusal: 'stale', row: committed.row, events: [], effects: [] })
+            else pending.reject(new UnavailableError('the conversation was removed while this was being stored'))
+          }
+          return
+        }
         if (conflicts === MAX_CONFLICTS) {
           const error = new ConflictError(`conversation ${conversation} was changed by others ${conflicts} times in a row; try again`)
           // A worker's word has been paid for: it is tried until it is heard.

@@ -3,6 +3,7 @@ import type { Command, ModelCall, TokenCount } from '../core/command.js'
 import { checkLedger, checkState } from '../core/check.js'
 import type { Message } from '../core/message.js'
 import type { RunError } from '../core/run.js'
+import { referencesIn } from '../core/references.js'
 import type { ActiveRun, TurnPhase } from '../core/state.js'
 import { transcript } from '../core/transcript.js'
 import type { Row, Store } from '../store/store.js'
@@ -130,17 +131,16 @@ function conclude (deps: TurnDeps, run: ActiveRun, spec: PreparedSpec, fence: nu
       const raw = toUSVString(written)
       const printable = name.replace(/[^a-zA-Z0-9_-]/g, '_').slice(0, 64) || 'unknown'
       const tool = spec.tools.get(name)
-      const call = { call_id: `call_${deps.ids.next()}`, name: printable, arguments: {}, provider_id: id, raw: null, fault: null }
-      const timeout = run.limits.tool_timeout_ms
+      const call = { call_id: `call_${deps.ids.next()}`, name: printable, arguments: {}, references: [], provider_id: id, raw: null, fault: null }
       if (tool === undefined) {
         const known = [...spec.tools.keys()].join(', ') || 'none'
         const fault = { code: 'unknown_tool', message: `there is no tool "${printable}"; the tools are: ${known}` }
-        return { ...call, raw, fault, effects: 'read', idempotent: false, placement: 'local', timeout_ms: timeout }
+        return { ...call, raw, fault, rules: { effects: 'read', idempotent: false, placement: 'local', timeout_ms: run.limits.tool_timeout_ms } }
       }
-      const { timeout_ms: own, ...facts } = deps.tools.facts(tool)
-      const known = { ...call, ...facts, timeout_ms: own ?? timeout }
+      const known = { ...call, rules: deps.tools.rules(tool, run.limits.tool_timeout_ms) }
       try {
-        return { ...known, arguments: deps.tools.parse(tool, raw) }
+        const args = deps.tools.parse(tool, raw)
+        return { ...known, arguments: args, references: referencesIn(args) }
       } catch (error) {
         const message = error instanceof ToolError ? error.message : 'the arguments cannot be read'
         return { ...known, raw, fault: { code: 'invalid_arguments', message } }

@@ -31,7 +31,7 @@ export type CreateConversation = Static<typeof CreateConversation>
 
 /** What a conversation is waiting for, in words a person can act on; null when nothing is going on. */
 export const WaitingFor = Type.Object({
-  kind: Type.Enum(['worker', 'model', 'tools', 'retry', 'due_time']),
+  kind: Type.Enum(['worker', 'model', 'tools', 'action', 'retry', 'due_time']),
   detail: Type.String(),
   due_at: Type.Union([Type.String({ format: 'date-time' }), Type.Null()])
 }, { ...closed, title: 'WaitingFor' })

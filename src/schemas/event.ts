@@ -2,6 +2,7 @@ import { Type, type TProperties, type TSchema } from 'typebox'
 import type { EventType } from '../core/event.js'
 import { Content } from '../core/message.js'
 import { CallError, RunError, StopReason, Usage } from '../core/run.js'
+import { OrphanReason, SuspendedCall, SuspensionKind } from './action.js'
 import { Conversation } from './conversation.js'
 import { CreateRun, Run as RunView } from './run.js'
 import { ConversationId, RunId } from './ids.js'
@@ -38,6 +39,8 @@ const event = (type: EventType, description: string, data: TProperties) => Type.
 export const events = {
   'run.created': event('run.created', 'The run is stored.', { input: CreateRun.properties.input, model: Type.String(), on_active_run: Type.String() }),
   'run.started': event('run.started', 'Its first turn is about to begin.', {}),
+  'run.requires_action': event('run.requires_action', 'The run waits for a person or the client.', { suspension_id: Type.String(), kind: SuspensionKind }),
+  'run.resumed': event('run.resumed', 'Everything it waited for is there.', {}),
   'run.completed': event('run.completed', 'Last event of a run that gave its answer.', end),
   'run.incomplete': event('run.incomplete', 'Last event of a run that reached a limit.', end),
   'run.failed': event('run.failed', 'Last event of a run that could not go on.', end),
@@ -61,6 +64,15 @@ export const events = {
   }),
   'tool.failed': event('tool.failed', 'A call failed. The model is told so, and goes on.', { ...call, ...duration, error: CallError }),
   'tool.cancelled': event('tool.cancelled', 'A call was stopped, or never started.', { ...call, ...duration, reason: Type.String() }),
+  'tool.orphaned': event('tool.orphaned', 'A result came after its call was settled. It is kept for you, and the model is not told.', {
+    ...turn, call_id: Type.String(), name: Type.String(), reason: OrphanReason, output: Type.Unknown(), truncated: Type.Optional(Type.Literal(true))
+  }),
+  'suspension.created': event('suspension.created', 'Calls wait for a person or the client, and nothing else of the batch can go on without them.', {
+    ...batch, suspension_id: Type.String(), kind: SuspensionKind, calls: Type.Array(SuspendedCall), expires_at: Type.Union([Time, Type.Null()])
+  }),
+  'suspension.resolved': event('suspension.resolved', 'Nothing of it waits any more.', {
+    ...batch, suspension_id: Type.String(), outcome: Type.Enum(['decided', 'expired', 'superseded'])
+  }),
   'message.accepted': event('message.accepted', 'A message for the run is stored: it will appear in the ledger exactly once.', {
     ...message, mode: Type.String(), receipt: Type.Enum(['interrupted', 'queued', 'scheduled']), content: Content, due_at: Type.Optional(Time), edited: Type.Optional(Type.Literal(true))
   }),

@@ -2,6 +2,7 @@ import { Type, type Static } from 'typebox'
 import { Content } from '../core/message.js'
 import { CallError, CallStatus, Limits, RunError, RunStatus, StopReason, ToolPolicy, Usage } from '../core/run.js'
 import { ToolDefinition } from '../core/tool.js'
+import { RequiredAction } from './action.js'
 import { CallId, CONVERSATION_ID, ConversationId, RunId } from './ids.js'
 
 const closed = { additionalProperties: false }
@@ -79,14 +80,14 @@ export const Run = Type.Object({
   model: Type.String(),
   output: Type.Unknown({ description: 'The final text, or the final answer\'s value; null until then.' }),
   usage: Usage,
-  required_action: Type.Null({ description: 'What the run waits for from outside. Null: this version has nothing that does.' }),
+  required_action: Type.Union([RequiredAction, Type.Null()], { description: 'What the run waits for from outside; null: nothing.' }),
   error: Type.Union([RunError, Type.Null()], { description: 'Why it `failed`.' }),
   stop_reason: Type.Union([StopReason, Type.Null()], { description: 'Which limit made it `incomplete`.' }),
   metadata: Metadata,
   current: Type.Union([
-    Type.Object({ phase: Type.Enum(['scheduled', 'waiting', 'llm', 'retry', 'tools']), turn: Type.Union([Type.Integer(), Type.Null()]), calls: Type.Array(CurrentCall) }, closed),
+    Type.Object({ phase: Type.Enum(['scheduled', 'waiting', 'llm', 'retry', 'tools', 'action']), turn: Type.Union([Type.Integer(), Type.Null()]), calls: Type.Array(CurrentCall) }, closed),
     Type.Null()
-  ], { description: 'What it does now; null once ended. `scheduled`: before its due time; `waiting`: for another run or a worker; `llm`; `retry`: between two tries of a turn; `tools`.' })
+  ], { description: 'What it does now; null once ended. `scheduled`: before its due time; `waiting`: for another run or a worker; `llm`; `retry`: between two tries of a turn; `tools`; `action`: what `required_action` says.' })
 }, { ...closed, title: 'Run' })
 export type Run = Static<typeof Run>
 

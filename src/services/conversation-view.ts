@@ -1,5 +1,5 @@
 import { iso } from '../core/draft.js'
-import { dueAt } from '../core/schedule.js'
+import { awaited, dueAt } from '../core/schedule.js'
 import type { State } from '../core/state.js'
 import type { Conversation } from '../schemas/conversation.js'
 import type { Row } from '../store/store.js'
@@ -29,6 +29,10 @@ function waitingFor (state: State, now: number): Conversation['waiting_for'] {
   }
   const { phase } = run
   if (phase.type === 'batch') {
+    if (phase.suspension !== null) {
+      const waiting = phase.calls.filter((call) => call.status === 'suspended' && awaited(call) !== null).map((call) => `${call.id} (${call.name})`)
+      return { kind: 'action', detail: `decisions or outputs for ${waiting.join(', ')}, suspension ${phase.suspension.id}`, due_at: null }
+    }
     const open = phase.calls.filter((call) => call.settled === 0).map((call) => `${call.id} (${call.name})`)
     return { kind: 'tools', detail: `the results of ${open.join(', ')}`, due_at: null }
   }

@@ -1,7 +1,9 @@
 import { docNames, iso } from '../core/draft.js'
 import type { ActiveRun, QueuedRun, RunEnd, RunRecord } from '../core/state.js'
+import { awaited } from '../core/schedule.js'
 import { notFound } from '../errors.js'
 import type { RunSpec } from '../engine/run-spec.js'
+import type { RequiredAction } from '../schemas/action.js'
 import type { Run } from '../schemas/run.js'
 import type { Row, Store } from '../store/store.js'
 
@@ -63,11 +65,26 @@ export function runView (row: Row, runId: string, record: RunRecord, end: RunEnd
       turn: run.turns === 0 ? null : state.turn,
       started_at: time(run.started_at),
       usage: run.usage,
+      required_action: requiredAction(run),
       current: currentOf(run)
     }
   }
   const queued = state.queue.find((run) => run.id === runId)
   return { ...base, ...open, status: 'queued', turn: null, started_at: null, usage: NO_USAGE, current: waitingOf(queued) }
+}
+
+function requiredAction ({ phase }: ActiveRun): RequiredAction | null {
+  if (phase.type !== 'batch' || phase.suspension === null) return null
+  const open = phase.calls.filter((call) => call.status === 'suspended' && awaited(call) !== null)
+  const calls = open.map((call) => ({ call_id: call.id, name: call.name, arguments: call.arguments ?? {}, kind: awaited(call) as 'approval' | 'client_tool' }))
+  const kinds = new Set(calls.map((call) => call.kind))
+  const times = open.flatMap((call) => call.expires_at ?? [])
+  return {
+    suspension_id: phase.suspension.id,
+    kind: kinds.size > 1 ? 'mixed' : kinds.has('approval') ? 'approval' : 'client_tools',
+    calls,
+    expires_at: times.length === 0 ? null : iso(Math.min(...times))
+  }
 }
 
 function waitingOf (run: QueuedRun | undefined): Run['current'] {
@@ -81,7 +98,7 @@ function currentOf (run: ActiveRun): Run['current'] {
     return { phase: phase.worker === null ? waits : 'llm', turn: phase.attempt === 0 ? null : phase.turn, calls: [] }
   }
   return {
-    phase: 'tools',
+    phase: phase.suspension === null ? 'tools' : 'action',
     turn: phase.turn,
     calls: phase.calls.map(({ id, name, status, attempt }) => ({ call_id: id, name, status, attempt }))
   }

@@ -1,5 +1,6 @@
 import type { Content, Message } from '../core/message.js'
 import type { Receipt } from '../core/messages.js'
+import type { Decisions, Orphan, ToolOutputs } from '../schemas/action.js'
 import type { Conversation, CreateConversation } from '../schemas/conversation.js'
 import type { PostedMessage, PostMessage } from '../schemas/message.js'
 import type { Call, CreateRun, Run } from '../schemas/run.js'
@@ -69,6 +70,18 @@ export interface Services {
     list: (caller: Caller, runId: string) => Promise<Page<PostedMessage>>
     edit: (caller: Caller, runId: string, messageId: string, content: Content) => Promise<PostedMessage>
     withdraw: (caller: Caller, runId: string, messageId: string) => Promise<void>
+  }
+  actions: {
+    /** Answers calls that need approval: all of them, or none. Resolves with the run as it is then. */
+    decide: (caller: Caller, runId: string, body: Decisions) => Promise<Run>
+    /** Takes outputs of client tools: all of them, or none. One that comes too late throws `call_settled` and is kept as an orphan. */
+    submit: (caller: Caller, runId: string, body: ToolOutputs) => Promise<Run>
+  }
+  orphans: {
+    list: (caller: Caller, runId: string) => Promise<Page<Orphan>>
+    discard: (caller: Caller, runId: string, callId: string) => Promise<void>
+    /** Makes it a message in front of the next LLM call. */
+    attach: (caller: Caller, runId: string, callId: string) => Promise<Receipt>
   }
   conversations: {
     create: (caller: Caller, body: CreateConversation) => Promise<Conversation>

@@ -22,6 +22,8 @@ export interface Keys {
   /** Channel for notes to a worker. */
   control: (worker: string) => string
   idempotency: (tenant: string, keyHash: string) => string
+  /** The last places of a rate limit; its name may hold any characters. */
+  limit: (name: string) => string
   /** What was fixed at the first start. */
   meta: string
   queuePrefix: string
@@ -48,6 +50,7 @@ export function createKeys (prefix: string, partitions: number): Keys {
     worker: (worker) => `${prefix}:worker:${worker}`,
     control: (worker) => `${prefix}:worker:${worker}:control`,
     idempotency: (tenant, keyHash) => `${prefix}:idempotency:${tenant}:${keyHash}`,
+    limit: (name) => `${prefix}:{limit:${name}}`,
     meta: `${prefix}:meta`,
     queuePrefix: `{${prefix}-queue}`
   }

@@ -1,10 +1,7 @@
 import t from 'tap'
 import { docNames } from '../../src/core/draft.js'
 import { MAX_LOSSES } from '../../src/core/transition.js'
-import {
-  answer, ask, by, call, cancel, claimed, createScene, cutResult, failure, given, inShort, lose, pass, progress, remembered, result, START, start,
-  stopped, TOKENS, work, type Scene, type Step
-} from '../support/core-scene.js'
+import { answer, ask, by, call, cancel, claimed, createScene, cutResult, failure, given, inShort, lose, pass, progress, remembered, result, rules, type Scene, START, start, type Step, stopped, TOKENS, work } from '../support/core-scene.js'
 
 const time = (ms = 0) => new Date(START + ms).toISOString()
 const fault = { code: 'invalid_arguments', message: 'at must be a string' }
@@ -156,7 +153,7 @@ t.test('a worker without room claims nothing', async (t) => {
 })
 
 t.test('a call that asks to be spread goes to a worker that came for it', async (t) => {
-  const scene = given(start(), work('w1'), by('w1', ask(call('a', { placement: 'spread' }), call('b'))))
+  const scene = given(start(), work('w1'), by('w1', ask(call('a', { rules: rules({ placement: 'spread' }) }), call('b'))))
   t.strictSame(claimed(scene), ['w1 b'])
   t.strictSame(claimed(scene.given(work('w2'))), ['w2 a', 'w1 b'])
 })
@@ -309,7 +306,7 @@ t.test('F3: also a call that cannot run fails its run under fail_run', async (t)
 })
 
 t.test('F5: the model is told of every failure, and never by an empty message', async (t) => {
-  const scene = given(start(), work('w1'), by('w1', ask(call('a'), call('b', { fault }), call('c', { effects: 'write' }))), failure('a', ''), lose('w1'))
+  const scene = given(start(), work('w1'), by('w1', ask(call('a'), call('b', { fault }), call('c', { rules: rules({ effects: 'write' }) }))), failure('a', ''), lose('w1'))
   t.equal(results(scene).length, 3)
   for (const [, content] of results(scene)) t.match(JSON.parse(content as string), { error: { code: String } })
 })
@@ -317,7 +314,7 @@ t.test('F5: the model is told of every failure, and never by an empty message', 
 // --- Lost workers --------------------------------------------------------------------------------------------------------------------
 
 t.test('D11: of a lost worker\'s calls those that only read, or are idempotent, run again; what has finished stays', async (t) => {
-  const calls = [call('a'), call('b'), call('c', { effects: 'write' }), call('d', { effects: 'write', idempotent: true })]
+  const calls = [call('a'), call('b'), call('c', { rules: rules({ effects: 'write' }) }), call('d', { rules: rules({ effects: 'write', idempotent: true }) })]
   const scene = given(start(), work('w1'), by('w1', ask(...calls)), result('a'), pass(10_000))
   const then = scene.when(lose('w1'))
   t.strictSame(then.said, ['tool.failed c', 'tool.started b', 'tool.started d'])

@@ -1,7 +1,7 @@
 import t from 'tap'
 import type { PostMessage } from '../../src/core/command.js'
 import type { ToolPolicy } from '../../src/core/run.js'
-import { answer, ask, by, call, cancel, fail, failure, lose, pass, result, retry, start, stopped, sweep, work, type Step } from '../support/core-scene.js'
+import { answer, ask, by, call, cancel, fail, failure, lose, pass, result, retry, rules, start, type Step, stopped, sweep, work } from '../support/core-scene.js'
 import { edit, inBrief, judgedScene, post, receiptOf, withdraw } from '../support/schedule-steps.js'
 
 /** a is done, b and c are at work, d waits for room. */
@@ -150,7 +150,7 @@ const stays: { cancelled_calls: ToolPolicy['cancelled_calls'], completed_calls: 
 ]
 for (const { cancelled_calls, completed_calls, ledger } of stays) {
   t.test(`I5, I7, I9: an interrupt with cancelled_calls ${cancelled_calls} and completed_calls ${completed_calls} leaves ${ledger[0] ?? 'nothing'}`, async (t) => {
-    const asked = ['a', 'b', 'c', 'd', 'e'].map((name) => call(name, { effects: name > 'c' ? 'write' : 'read' }))
+    const asked = ['a', 'b', 'c', 'd', 'e'].map((name) => call(name, { rules: rules({ effects: name > 'c' ? 'write' : 'read' }) }))
     // c reads, d writes, and both have started; e would write, and has not.
     const scene = judgedScene(
       start({ policy: { cancelled_calls }, limits: { max_tool_concurrency: 2 } }), work('w1'),

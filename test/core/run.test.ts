@@ -1,10 +1,7 @@
 import t from 'tap'
 import type { PostMessage } from '../../src/core/command.js'
 import { docNames } from '../../src/core/draft.js'
-import {
-  answer, ask, by, call, cancel, claimed, create, createScene, fail, failure, given, inShort, lose, pass, prepared, progress, recover, remembered,
-  result, retry, START, start, stopped, sweep, TOKENS, work, type Step
-} from '../support/core-scene.js'
+import { answer, ask, by, call, cancel, claimed, create, createScene, fail, failure, given, inShort, lose, pass, prepared, progress, recover, remembered, result, retry, rules, START, start, type Step, stopped, sweep, TOKENS, work } from '../support/core-scene.js'
 
 const NO_USAGE = { input_tokens: 0, output_tokens: 0, total_tokens: 0, llm_calls: 0, tool_calls: 0 }
 const time = (ms = 0) => new Date(START + ms).toISOString()
@@ -344,7 +341,7 @@ const again: [what: string, steps: Step[], step: Step, refusal: string][] = [
   ['a result', [start(), work(), by('w1', ask(call('a'), call('b')))], result('a'), 'stale'],
   ['a failed result', [start(), work(), by('w1', ask(call('a'), call('b')))], failure('a'), 'stale'],
   ['a lapse of a turn', [start(), work()], lose('w1'), 'nothing_due'],
-  ['a lapse of calls', [start(), work(), by('w1', ask(call('a'), call('b', { effects: 'write' })))], lose('w1'), 'nothing_due'],
+  ['a lapse of calls', [start(), work(), by('w1', ask(call('a'), call('b', { rules: rules({ effects: 'write' }) })))], lose('w1'), 'nothing_due'],
   ['a cancellation', [start(), work()], cancel(), 'run_ended']
 ]
 for (const [what, steps, step, refusal] of again) {

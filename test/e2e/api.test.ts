@@ -39,8 +39,8 @@ story('options of later versions are refused, not accepted and ignored', async (
   const { client } = await service()
   const bodies: Record<string, unknown>[] = [
     { plan: { mode: 'auto' } }, { samples: { n: 2 } }, { webhook: { url: 'https://example.com', events: ['run.completed'] } },
-    { tool_policy: { suspension: 'grouped' } }, { tools: [{ kind: 'mcp', name: 'm', server_url: 'https://example.com' }] },
-    { tools: [{ kind: 'client', name: 'c', parameters: { type: 'object' } }] }, { tools: [{ ...tool('echo'), approval: 'always' }] }
+    { tools: [{ kind: 'mcp', name: 'm', server_url: 'https://example.com' }] },
+    { tools: [{ kind: 'client', name: 'c', url: 'https://example.com' }] }, { tools: [{ ...tool('echo'), approval: 'sometimes' }] }
   ]
   for (const body of bodies) t.match(problemIn(await client.request('POST', '/runs', { body: { input: 'conv:a', ...body } })), { status: 422, code: 'validation_failed' }, JSON.stringify(body))
 })

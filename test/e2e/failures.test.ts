@@ -1,5 +1,4 @@
 import { join } from 'node:path'
-import { problemIn } from '../support/client.js'
 import { answer, call, cut, delayed, events, heldAt, latch, say, status, stream as deltas, type Reply } from '../support/model-reply.js'
 import { results } from '../support/tool-calls.js'
 import { story } from '../support/world.js'
@@ -270,12 +269,6 @@ story('H1: beside final_answer the others settle, then the run ends with the ans
   t.equal(stream.types().filter((type) => type === 'tool.completed').length, 3)
   t.match(await client.run(run.id), { status: 'completed', output: { sum: 42 } })
   t.equal(model.requests().length, 1)
-})
-
-story('H2: on_final_answer is not offered yet, and says so instead of being ignored', async (t, { service }) => {
-  const { client } = await service()
-  const refused = await client.request('POST', '/runs', { body: { input: 'conv:a', tool_policy: { final_answer_tool: 'final_answer', on_final_answer: 'cancel' } } })
-  t.match(problemIn(refused), { status: 422, errors: [{ pointer: '/tool_policy/on_final_answer' }] })
 })
 
 story('H3: of two final answers the first in request order counts, and there is one end', async (t, { model, tools, service, tool }) => {

@@ -27,11 +27,15 @@ export function judge (evidence: Evidence): string[] {
   for (const one of evidence.late) wrong.push(`F54 ${one}`)
   judgeCalls(evidence, wrong)
   for (const life of lives) judgeLife(evidence, life, wrong)
-  const created = new Map<string, number>()
-  for (const life of lives) for (const event of life.events) if (event.type === 'run.created') created.set(event.run_id as string, (created.get(event.run_id as string) ?? 0) + 1)
+  const created = new Map<string, Life[]>()
+  for (const life of lives) {
+    for (const event of life.events) if (event.type === 'run.created') created.set(event.run_id as string, [...created.get(event.run_id as string) ?? [], life])
+  }
   for (const { action, run_id: run, outcome, repeated } of requests) {
-    const times = created.get(run) ?? 0
+    const found = created.get(run) ?? []
     if (action.do !== 'run') continue
+    // Who hears nothing and repeats it finds the conversation removed, with the run in it, and made again by somebody: then it is a new request.
+    const times = found.filter((life, i) => !repeated || !life.removed || found.indexOf(life) !== i || i === found.length - 1).length
     if (outcome === 'accepted' && times !== 1) wrong.push(`I5 ${run} was accepted and exists ${times} times`)
     if (outcome === 'refused' && times !== 0 && !repeated) wrong.push(`I5 ${run} was refused and exists`)
     if (times > 1) wrong.push(`I5 ${run} exists ${times} times`)

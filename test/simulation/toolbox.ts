@@ -1,3 +1,4 @@
+import type { CallRules } from '../../src/core/state.js'
 import type { ToolDefinition } from '../../src/core/tool.js'
 import { ToolError, type Tools } from '../../src/engine/tools/tool.js'
 import type { Machine } from './machine.js'
@@ -20,9 +21,9 @@ export interface Execution {
   result: { output: unknown } | { code: string, message: string } | null
 }
 
-type Facts = ReturnType<Tools['facts']>
+type Facts = Omit<CallRules, 'timeout_ms'>
 
-const read: Facts = { effects: 'read', idempotent: false, timeout_ms: null, placement: 'local' }
+const read: Facts = { effects: 'read', idempotent: false, placement: 'local' }
 export const TOOLS: Record<string, Facts> = {
   look: read,
   write: { ...read, effects: 'write' },
@@ -51,7 +52,8 @@ export function createToolbox ({ seed, timeline, leaseMs, seqOf, trace }: Toolbo
       listings: () => [],
       check: async () => [],
       describe: ({ name }: ToolDefinition) => ({ type: 'function', function: { name, parameters: { type: 'object' } } }),
-      facts: ({ name }) => TOOLS[name] ?? read,
+      rules: ({ name }, timeoutMs) => ({ ...(TOOLS[name] ?? read), timeout_ms: timeoutMs }),
+      validate: () => { /* nothing is wrong with it */ },
       parse (_, raw) {
         try {
           return JSON.parse(raw) as Record<string, unknown>

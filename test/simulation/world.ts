@@ -2,6 +2,7 @@ import { createEngine, type Engine } from '../../src/engine/engine.js'
 import { createExecute, type Executed } from '../../src/engine/execute.js'
 import type { Hints, Ids, Log, Settings } from '../../src/engine/ports.js'
 import { createKeys } from '../../src/store/keys.js'
+import { createMemoryLimiter } from '../../src/store/memory-limiter.js'
 import { createMemoryStore } from '../../src/store/memory-store.js'
 import type { Delta, Feed, Presence, Signal, Store, StoredEvent, WorkerNote } from '../../src/store/store.js'
 import { makeFaults, type Fault } from './faults.js'
@@ -277,7 +278,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
     let engine: Engine | null = null
     if (role !== 'api') {
       const leases = createLeases(machine, timeline, locks, LEASE_MS)
-      engine = createEngine({ ...shared, presence, leases, model: provider.modelOf(machine), random: chance.next })
+      engine = createEngine({ ...shared, presence, leases, limiter: createMemoryLimiter(clock), model: provider.modelOf(machine), random: chance.next })
     }
     const executed: Executed = engine ?? createExecute(shared, null)
     const process = { controls, engine, entrance: role === 'worker' ? null : { machine, executed, store }, stopping: false }

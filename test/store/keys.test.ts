@@ -17,6 +17,7 @@ const kinds: Record<string, (keys: Keys, a: string, b: string) => string> = {
   lock: (keys, a) => keys.lock(a),
   worker: (keys, a) => keys.worker(a),
   control: (keys, a) => keys.control(a),
+  limit: (keys, a) => keys.limit(a),
   runs: (keys, a, b) => keys.runs(keys.partitionOf(a), b),
   due: (keys, a) => keys.due(keys.partitionOf(a)),
   idempotency: (keys, a, b) => keys.idempotency(a, b),

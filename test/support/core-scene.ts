@@ -6,7 +6,7 @@ import type { Effect } from '../../src/core/draft.js'
 import type { Event } from '../../src/core/event.js'
 import type { Message } from '../../src/core/message.js'
 import { Limits, ToolPolicy } from '../../src/core/run.js'
-import { claimsOf, type State } from '../../src/core/state.js'
+import { claimsOf, type CallRules, type State } from '../../src/core/state.js'
 import { transition, type Refusal } from '../../src/core/transition.js'
 import { createShelf } from './core-shelf.js'
 
@@ -167,9 +167,10 @@ export const start = ({ limits, policy, ...over }: RunOptions = {}): Step => ({ 
 /** A worker comes for whatever is due. */
 export const work = (worker = 'w1', room: Partial<Executor> = {}): Step => by(worker, ({ now }) => ({ type: 'Advance', at: now }), { spread: true, ...room })
 
+export const rules = (over: Partial<CallRules> = {}): CallRules => ({ effects: 'read', idempotent: false, placement: 'local', timeout_ms: 30_000, ...over })
+
 export const call = (name: string, over: Partial<ModelCall> = {}): ModelCall => ({
-  call_id: `call_${name}`, name: 'look', arguments: { at: name }, provider_id: `p_${name}`, raw: null, effects: 'read', idempotent: false, placement: 'local',
-  timeout_ms: 30_000, fault: null, ...over
+  call_id: `call_${name}`, name: 'look', arguments: { at: name }, references: [], provider_id: `p_${name}`, raw: null, rules: rules(), fault: null, ...over
 })
 
 /** The model answers the newest claimed turn with text. */

@@ -80,7 +80,7 @@ function inWords (command: Command): string {
       return [type, id, on, ...due === null ? [] : [`due in ${due - command.at} ms`], ...special].join(' ')
     }
     case 'CompleteTurn': {
-      const calls = command.calls.map((call) => `${call.call_id}${call.fault === null ? '' : '!'}${call.effects === 'write' ? '*' : ''} ${call.name}`)
+      const calls = command.calls.map((call) => `${call.call_id}${call.fault === null ? '' : '!'}${call.rules.effects === 'write' ? '*' : ''} ${call.name}`)
       return `${type} fence ${command.fence}: ${calls.length > 0 ? calls.join(', ') : `"${command.text}" ${command.finish_reason}`}`
     }
     case 'RetryTurn': return `${type} fence ${command.fence} in ${command.delay_ms} ms${command.next_model ? ', next model' : ''}`
@@ -194,13 +194,17 @@ const takeJob = fc.tuple(fc.constantFrom(...WORKERS), fc.constantFrom<Room>('job
 const anyCall = fc.record({
   name: fc.constantFrom('look', 'look', 'look', 'final_answer'),
   fault: fc.constantFrom<ModelCall['fault'][]>(null, null, null, null, { code: 'unknown_tool', message: 'there is no such tool' }),
-  effects: fc.constantFrom<('read' | 'write')[]>('read', 'write'),
-  idempotent: fc.boolean(),
-  placement: fc.constantFrom<('local' | 'spread')[]>('local', 'local', 'spread'),
+  references: fc.constant<string[]>([]),
+  rules: fc.record({
+    effects: fc.constantFrom<('read' | 'write')[]>('read', 'write'),
+    idempotent: fc.boolean(),
+    placement: fc.constantFrom<('local' | 'spread')[]>('local', 'local', 'spread'),
+    timeout_ms: fc.constant(1000)
+  }),
   raw: fc.constantFrom(null, null, '{"at'),
   provider_id: fc.constantFrom('', 'p', 'call_0')
 })
-type AnyReply = { text: string, finish_reason: string, calls: Omit<ModelCall, 'call_id' | 'arguments' | 'timeout_ms'>[], usage: boolean }
+type AnyReply = { text: string, finish_reason: string, calls: Omit<ModelCall, 'call_id' | 'arguments'>[], usage: boolean }
 type AnyWord = AnyReply | { delay_ms: number, next_model: boolean } | 'failure'
 const anyReply = fc.oneof<fc.MaybeWeightedArbitrary<AnyWord>[]>(
   { weight: 8, arbitrary: fc.record({ text: fc.constantFrom('', 'let me look'), finish_reason: fc.constant('tool_calls'), calls: fc.array(anyCall, { minLength: 1, maxLength: 5 }), usage: fc.boolean() }) },
@@ -229,7 +233,7 @@ function turnWord (world: World, claim: LiveClaim, reply: AnyWord): Command {
     finish_reason: reply.finish_reason,
     calls: reply.calls.map((call) => {
       const id = name(world, 'call_')
-      return { ...call, call_id: id, arguments: call.fault === null ? { at: id } : {}, raw: call.fault === null ? null : call.raw, timeout_ms: 1000 }
+      return { ...call, call_id: id, arguments: call.fault === null ? { at: id } : {}, raw: call.fault === null ? null : call.raw }
     }),
     usage: reply.usage ? TOKENS : null,
     message_id: name(world, 'm'),

@@ -2,6 +2,7 @@ import type { StartRun } from '../../src/core/command.js'
 import type { Event } from '../../src/core/event.js'
 import type { Limits, ToolPolicy } from '../../src/core/run.js'
 import type { WantedJob } from '../../src/core/schedule.js'
+import type { CallRules } from '../../src/core/state.js'
 import type { ToolDefinition } from '../../src/core/tool.js'
 import { createEngine, type Engine } from '../../src/engine/engine.js'
 import { createExecute, type Executed } from '../../src/engine/execute.js'
@@ -9,6 +10,7 @@ import type { Model, ModelAnswer, ModelListener, ModelRequest } from '../../src/
 import type { Ids, Lease, Leases, Log, Settings } from '../../src/engine/ports.js'
 import { ToolError, type ToolContext, type Tools } from '../../src/engine/tools/tool.js'
 import { createKeys } from '../../src/store/keys.js'
+import { createMemoryLimiter } from '../../src/store/memory-limiter.js'
 import { createMemoryStore } from '../../src/store/memory-store.js'
 import type { Commit, Feed, Presence, Store, WorkerNote } from '../../src/store/store.js'
 import { limitsWith, policyWith } from './core-scene.js'
@@ -71,7 +73,7 @@ export interface EngineBench {
 export type RunOptions = Partial<Omit<StartRun, 'limits' | 'policy'>> & { limits?: Partial<Limits>, policy?: Partial<ToolPolicy>, tools?: string[] }
 
 /** What the tools of the bench are: `write` writes, `pay` writes and is idempotent, `far` is spread. */
-const FACTS: Record<string, Partial<ReturnType<Tools['facts']>>> = {
+const RULES: Record<string, Partial<CallRules>> = {
   write: { effects: 'write' }, pay: { effects: 'write', idempotent: true }, far: { placement: 'spread' }
 }
 
@@ -122,7 +124,8 @@ export function createBench (): EngineBench {
     listings: () => [],
     check: async () => [],
     describe: ({ name }) => ({ type: 'function', function: { name, parameters: {} } }),
-    facts: ({ name }) => ({ effects: 'read', idempotent: false, timeout_ms: null, placement: 'local', ...FACTS[name] }),
+    rules: ({ name }, timeoutMs) => ({ effects: 'read', idempotent: false, placement: 'local', timeout_ms: timeoutMs, ...RULES[name] }),
+    validate: () => { /* nothing is wrong with it */ },
     parse (_, raw) {
       try {
         return JSON.parse(raw) as Record<string, unknown>
@@ -203,7 +206,7 @@ export function createBench (): EngineBench {
     leases: [],
     async worker (name, settings = {}) {
       const { deps, logged, notes } = parts(name, settings)
-      const engine = createEngine(deps)
+      const engine = createEngine({ ...deps, limiter: createMemoryLimiter(clock) })
       await engine.start()
       return { engine, executed: engine, store, logged, notes }
     },

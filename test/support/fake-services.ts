@@ -159,6 +159,24 @@ export function fakeServices () {
         held.messages = held.messages.filter((message) => message.message_id !== messageId)
       }
     },
+    actions: {
+      decide: async (caller, runId) => runOf(caller, runId).run,
+      submit: async (caller, runId) => runOf(caller, runId).run
+    },
+    orphans: {
+      list: async (caller, runId) => {
+        runOf(caller, runId)
+        return { data: [], next_cursor: null }
+      },
+      discard: async (caller, runId) => {
+        runOf(caller, runId)
+        throw notFound('orphan')
+      },
+      attach: async (caller, runId) => {
+        runOf(caller, runId)
+        throw notFound('orphan')
+      }
+    },
     conversations: {
       create: async (caller, body) => {
         const id = body.id ?? `conv_${caller.operation}`

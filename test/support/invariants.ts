@@ -44,8 +44,9 @@ const SLACK_MS = 50
 /**
  * - `deltas`: streamed text may have holes, because Redis was away and deltas are not stored.
  * - `overlap`: two LLM calls of a conversation may be open at once, because a process was frozen and cannot close its own.
+ * - `waits`: calls wait for each other or for a person, so they start in another order, or are answered without a start.
  */
-export type Exception = 'deltas' | 'overlap'
+export type Exception = 'deltas' | 'overlap' | 'waits'
 
 /** What is wrong with a conversation, whatever was done to it, in sentences; empty when nothing is. Runs may still be active. */
 export function judge (evidence: Evidence, except: Exception[] = []): string[] {
@@ -54,7 +55,7 @@ export function judge (evidence: Evidence, except: Exception[] = []): string[] {
   judgeLog(evidence, wrong)
   for (const { run } of evidence.runs) judgeRun(run, evidence.events.filter((event) => event.run_id === run.id), wrong)
   judgeTurns(evidence, wrong)
-  judgeBatches(evidence, wrong)
+  judgeBatches(evidence, except.includes('waits'), wrong)
   judgeLedger(evidence, wrong)
   judgeRequests(evidence, !except.includes('overlap'), wrong)
   judgeAttempts(evidence, wrong)
@@ -150,7 +151,7 @@ function judgeTurns ({ events, runs }: Evidence, wrong: Wrong): void {
 const SETTLED = ['tool.completed', 'tool.failed', 'tool.cancelled']
 
 /** C7, C9, C10, E17: a batch is announced, its calls are started in request order and settled once each, then it closes once, with the right counts. */
-function judgeBatches ({ events, runs }: Evidence, wrong: Wrong): void {
+function judgeBatches ({ events, runs }: Evidence, waits: boolean, wrong: Wrong): void {
   const known = new Map(runs.flatMap(({ calls }) => calls.map((call) => [call.call_id, call])))
   for (const opened of events.filter((event) => event.type === 'batch.started')) {
     const asked = opened.calls as { call_id: string, name: string, arguments: unknown }[]
@@ -164,7 +165,7 @@ function judgeBatches ({ events, runs }: Evidence, wrong: Wrong): void {
     }
     const firstStarts = of.filter((event) => event.type === 'tool.started' && event.attempt === 1).map((event) => event.call_id)
     const inOrder = asked.map((call) => call.call_id).filter((id) => firstStarts.includes(id))
-    if (JSON.stringify(firstStarts) !== JSON.stringify(inOrder)) wrong(`${say(opened)}: calls were not started in request order`)
+    if (!waits && JSON.stringify(firstStarts) !== JSON.stringify(inOrder)) wrong(`${say(opened)}: calls were not started in request order`)
 
     const counts = { completed: 0, failed: 0, cancelled: 0 }
     for (const { call_id: id, name } of asked) {
@@ -184,7 +185,7 @@ function judgeBatches ({ events, runs }: Evidence, wrong: Wrong): void {
       if (own.at(-1) !== end) wrong(`call ${id} has events after ${say(end)}`)
       const status = end.type.slice('tool.'.length) as keyof typeof counts
       counts[status]++
-      if (status === 'completed' && starts.length === 0) wrong(`call ${id} completed without being started`)
+      if (!waits && status === 'completed' && starts.length === 0) wrong(`call ${id} completed without being started`)
       if (call?.status !== status) wrong(`call ${id} is ${call?.status}, its last event ${end.type}`)
       if (call?.attempt !== starts.length) wrong(`call ${id} says attempt ${call?.attempt}; it was started ${starts.length} times`)
       if (status === 'completed' && end.truncated !== true && JSON.stringify(call?.output) !== JSON.stringify(end.output)) wrong(`call ${id} has another output than its event`)

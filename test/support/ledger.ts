@@ -259,7 +259,7 @@ export function createLedger (): Ledger {
       const call = batch?.calls.find(({ asked }) => asked.call_id === id)
       if (call === undefined || !call.running || call.attempt !== attempt || !claims.has(id)) continue
       abandon(id)
-      if ((call.asked.effects === 'read' || call.asked.idempotent) && attempt < MAX_LOSSES) call.running = false
+      if ((call.asked.rules.effects === 'read' || call.asked.rules.idempotent) && attempt < MAX_LOSSES) call.running = false
       else call.failure = 'outcome_unknown'
     }
   }
@@ -441,7 +441,7 @@ export function createLedger (): Ledger {
       default: {
         must(isStopping(event.run_id as string), 'a call is cancelled only with its run, or by an interrupt')
         const { cancelled_calls: option } = entry(active).order.policy
-        if (option === 'tombstone' || (option === 'tombstone_started' && call.asked.effects === 'write' && call.attempt > 0)) call.text = 'tombstone'
+        if (option === 'tombstone' || (option === 'tombstone_started' && call.asked.rules.effects === 'write' && call.attempt > 0)) call.text = 'tombstone'
       }
     }
     same(event.duration_ms, call.startedAt === null ? 0 : now - call.startedAt, 'duration_ms')
@@ -639,7 +639,7 @@ export function createLedger (): Ledger {
             const call = batch?.calls.find(({ asked }) => asked.call_id === id)
             must(call?.running === true && call.attempt === attempt && !claims.has(id), `${id} goes to one worker, once it has started`)
             must(executor !== undefined && room-- > 0, 'a worker gets no more calls than it has room for')
-            must(executor.spread || call.asked.placement === 'local', `${id} is to be spread`)
+            must(executor.spread || call.asked.rules.placement === 'local', `${id} is to be spread`)
             claims.set(id, { worker: executor.worker, fence: null, call_id: id, attempt })
           }
       }
@@ -652,7 +652,7 @@ export function createLedger (): Ledger {
   function takesAllItCan (executor: Executor | undefined, room: number): void {
     if (executor === undefined) return
     must(!executor.turn || !isTurnDue(), 'a worker with room takes the turn that is due')
-    must(room <= 0 || freeCalls().every(({ asked }) => asked.placement === 'spread' && !executor.spread), 'a worker with room takes the calls that are free')
+    must(room <= 0 || freeCalls().every(({ asked }) => asked.rules.placement === 'spread' && !executor.spread), 'a worker with room takes the calls that are free')
   }
 
   /** A worker or the sweep came and found nothing to do. */

@@ -133,6 +133,12 @@ export function createJudge (): Judge {
         const message = messages.get(given.message_id)
         return message?.fate === 'waiting' && message.run === given.run_id ? null : 'not_found'
       }
+      case 'Decide':
+      case 'SubmitOutputs':
+      case 'KeepOrphan':
+      case 'DiscardOrphan':
+      case 'AttachOrphan':
+        return 'any'
       case 'CancelRun': return runs.get(given.run_id)?.ended === false ? null : 'run_ended'
       case 'RetryTurn':
       case 'CompleteTurn':
@@ -193,7 +199,7 @@ export function createJudge (): Judge {
 
   function tombstoned ({ asked, attempt }: JudgedCall): boolean {
     const { cancelled_calls: rule } = run(active as string).order.policy
-    return rule === 'tombstone' || (rule === 'tombstone_started' && asked.effects === 'write' && attempt > 0)
+    return rule === 'tombstone' || (rule === 'tombstone_started' && asked.rules.effects === 'write' && attempt > 0)
   }
 
   /** A batch enters the ledger: what was settled, and of what was cancelled only what the policy keeps. */
@@ -473,7 +479,7 @@ export function createJudge (): Judge {
     for (const { call_id: id, attempt } of given.calls) {
       const call = openCall(id)
       if (call?.status !== 'running' || call.attempt !== attempt || !handedOut.has(`${id} ${attempt}`)) continue
-      if ((call.asked.effects === 'read' || call.asked.idempotent) && attempt < MAX_LOSSES) call.status = 'pending'
+      if ((call.asked.rules.effects === 'read' || call.asked.rules.idempotent) && attempt < MAX_LOSSES) call.status = 'pending'
     }
   }
 
@@ -510,7 +516,7 @@ export function createJudge (): Judge {
         exists = true
         if (command.type === 'CreateConversation') for (const { id, role, content } of command.messages) duty.appended.push({ id, role, content: content as string })
       }
-      if (word !== null && word.type !== 'Recover' && word.usage !== null) run(active as string).tokens += word.usage.total_tokens
+      if (word !== null && 'usage' in word && word.usage !== null) run(active as string).tokens += word.usage.total_tokens
       seen.events.forEach((event, i) => hear(event, seen.events.slice(i + 1)))
       activate()
       must(duty.supersede.length === 0, `${duty.supersede.join()} were not superseded`)

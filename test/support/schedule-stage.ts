@@ -202,7 +202,7 @@ export function play (core: Core, moves: Move[]): Played {
       const write = digit(3) === 2
       return {
         call_id: `call_t${turn}a${attempt}n${i}`, name: digit(6) === 5 ? 'final_answer' : 'look', arguments: { i }, provider_id: digit(2) === 0 ? `p${i}` : '', raw: null,
-        effects: write ? 'write' : 'read', idempotent: false, placement: digit(3) === 2 ? 'spread' : 'local', timeout_ms: 30_000, fault
+        references: [], rules: { effects: write ? 'write' : 'read', idempotent: false, placement: digit(3) === 2 ? 'spread' : 'local', timeout_ms: 30_000 }, fault
       }
     })
     send({

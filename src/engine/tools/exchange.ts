@@ -7,8 +7,8 @@ import { BlockedAddressError, type Egress } from './egress.js'
 import { ToolError } from './tool.js'
 
 const MAX_REDIRECTS = 5
-/** How much of an error's body is read, and how much of that the model is told. */
-const EXCERPT_BYTES = 8_192
+/** How much of an error's body is read, and how much of that the model is told: so much less that a secret in it is not cut before it is found. */
+const EXCERPT_BYTES = 20_000
 const EXCERPT_CHARS = 2_000
 
 export interface HttpRequest {
@@ -20,12 +20,16 @@ export interface HttpRequest {
   headers: Record<string, string>
   /** Sent only to the origin of `url`: they may hold credentials. Lower-case names. */
   declaredHeaders: Record<string, string>
+  /** More headers for the origin of `url`, made for the body that is sent, '' when there is none. They win over the declared ones. Lower-case names. */
+  sign?: (body: string) => Record<string, string>
 }
 
 export interface ExchangeOptions {
   signal: AbortSignal
   /** Of the answer, after decompression. */
   maxBytes: number
+  /** Takes out of an answer or an error's body what nobody may see. Default: nothing is taken out. */
+  redact?: <T>(value: T) => T
 }
 
 /**
@@ -34,7 +38,7 @@ export interface ExchangeOptions {
  * Redirects follow the rules of fetch, at most five, each judged by `egress` as the first URL was. An abort closes the connection.
  */
 export async function exchange (egress: Egress, request: HttpRequest, options: ExchangeOptions): Promise<unknown> {
-  let { url, method, body, declaredHeaders } = request
+  let { url, method, body, declaredHeaders, sign } = request
   for (let redirects = 0; ; redirects++) {
     const refusal = egress.refusal(url)
     if (refusal !== null) throw new ToolError('http_error', refusal)
@@ -51,19 +55,20 @@ export async function exchange (egress: Egress, request: HttpRequest, options: E
           ...(body === null ? {} : { 'content-type': 'application/json' }),
           ...declaredHeaders,
           ...request.headers,
+          ...sign?.(body ?? ''),
           'accept-encoding': 'gzip, br'
         }
       })
       const status = response.statusCode
       const location = isRedirect(status) ? header(response, 'location') : null
-      if (location === null) return await outcome(response, options.maxBytes)
+      if (location === null) return await outcome(response, options)
 
       // Reads a short body to its end, which keeps the connection; a long one costs it.
       await response.body.dump({ limit: EXCERPT_BYTES })
       if (redirects === MAX_REDIRECTS) throw new ToolError('http_error', `HTTP ${status}: more than ${MAX_REDIRECTS} redirects`)
       if (!URL.canParse(location, url.href)) throw new ToolError('http_error', `HTTP ${status}: redirects to something that is not a URL`)
       const next = new URL(location, url)
-      if (next.origin !== url.origin) declaredHeaders = {}
+      if (next.origin !== url.origin) [declaredHeaders, sign] = [{}, undefined]
       if (status === 303 || ((status === 301 || status === 302) && method === 'POST')) {
         method = 'GET'
         body = null
@@ -80,17 +85,17 @@ function isRedirect (status: number): boolean {
   return [301, 302, 303, 307, 308].includes(status)
 }
 
-async function outcome (response: Dispatcher.ResponseData, maxBytes: number): Promise<unknown> {
+async function outcome (response: Dispatcher.ResponseData, { maxBytes, redact = (value) => value }: ExchangeOptions): Promise<unknown> {
   const status = response.statusCode
   if (status >= 200 && status < 300) {
     const { bytes, whole } = await read(response, maxBytes)
     if (!whole) throw new ToolError('http_error', `HTTP ${status}: the answer has more than ${maxBytes} bytes`)
     if (bytes.length === 0) return null
     const text = decode(response, bytes)
-    return isJson(response) ? parsedOrText(text) : text
+    return redact(isJson(response) ? parsedOrText(text) : text)
   }
   // An error that cannot be read is still an error with a status.
-  const excerpt = await read(response, EXCERPT_BYTES).then(({ bytes }) => cut(toUSVString(decode(response, bytes)).trim(), EXCERPT_CHARS), () => '')
+  const excerpt = await read(response, EXCERPT_BYTES).then(({ bytes }) => cut(redact(toUSVString(decode(response, bytes)).trim()), EXCERPT_CHARS), () => '')
   throw new ToolError('http_error', excerpt === '' ? `HTTP ${status}` : `HTTP ${status}: ${excerpt}`)
 }
 

@@ -2,6 +2,8 @@ import { createHash, randomBytes } from 'node:crypto'
 import type { HttpTool } from '../../core/tool.js'
 import type { Egress } from './egress.js'
 import type { HttpRequest } from './exchange.js'
+import type { Secrets } from './secrets.js'
+import type { Sign } from './signature.js'
 import type { ToolContext, ToolFault } from './tool.js'
 
 /** Hop-by-hop headers (RFC 9110 section 7.6.1), framing, and what Interlock itself sets or will set. */
@@ -13,16 +15,14 @@ const RESERVED_HEADERS = new Set([
 const RESERVED_PREFIXES = ['interlock-', 'webhook-']
 
 /** What is wrong with the URL and the headers of a declared tool. No DNS: where a name leads is judged at each call. */
-export function httpToolFaults (tool: HttpTool, egress: Egress): ToolFault[] {
+export function httpToolFaults (tool: HttpTool, egress: Egress, secrets: Secrets): ToolFault[] {
   const faults: ToolFault[] = []
-  if (!URL.canParse(tool.url)) {
-    faults.push({ pointer: '/url', detail: 'is not an absolute URL' })
-  } else {
-    const refusal = egress.refusal(new URL(tool.url))
-    if (refusal !== null) faults.push({ pointer: '/url', detail: refusal, code: 'blocked_url' })
-  }
+  const url = URL.canParse(tool.url) ? new URL(tool.url) : null
+  const refusal = url === null ? null : egress.refusal(url)
+  if (url === null) faults.push({ pointer: '/url', detail: 'is not an absolute URL' })
+  if (refusal !== null) faults.push({ pointer: '/url', detail: refusal, code: 'blocked_url' })
   const seen = new Set<string>()
-  for (const name of Object.keys(tool.headers ?? {})) {
+  for (const [name, value] of Object.entries(tool.headers ?? {})) {
     const lower = name.toLowerCase()
     const pointer = `/headers/${name.replaceAll('~', '~0').replaceAll('/', '~1')}`
     if (RESERVED_HEADERS.has(lower) || RESERVED_PREFIXES.some((prefix) => lower.startsWith(prefix))) {
@@ -31,12 +31,20 @@ export function httpToolFaults (tool: HttpTool, egress: Egress): ToolFault[] {
       faults.push({ pointer, detail: 'is given twice, in different case' })
     }
     seen.add(lower)
+    const fault = url === null ? null : secrets.fault(value, url)
+    if (fault !== null) faults.push({ pointer, detail: fault })
   }
   return faults
 }
 
-/** The request that carries a call: the arguments are the JSON body; for GET and DELETE the query, anything but a string in it as JSON text. */
-export function httpToolRequest (tool: HttpTool, args: Record<string, unknown>, context: ToolContext): HttpRequest {
+/**
+ * The request that carries a call: the arguments are the JSON body; for GET and DELETE the query, anything but a string in it as JSON text.
+ * Throws a ToolError when a header names a secret that may not be sent there.
+ */
+export function httpToolRequest (
+  tool: HttpTool, args: Record<string, unknown>, context: ToolContext, secrets: Secrets, sign: Sign
+): HttpRequest {
+  const id = `${context.run_id}.${context.call_id}`
   const method = tool.method ?? 'POST'
   const url = new URL(tool.url)
   const inQuery = method === 'GET' || method === 'DELETE'
@@ -51,15 +59,16 @@ export function httpToolRequest (tool: HttpTool, args: Record<string, unknown>, 
     url,
     method,
     body: inQuery ? null : JSON.stringify(args),
-    declaredHeaders: Object.fromEntries(Object.entries(tool.headers ?? {}).map(([name, value]) => [name.toLowerCase(), value])),
+    declaredHeaders: Object.fromEntries(Object.entries(tool.headers ?? {}).map(([name, value]) => [name.toLowerCase(), secrets.fill(value, url)])),
     headers: {
-      'idempotency-key': `${context.run_id}.${context.call_id}`,
+      'idempotency-key': id,
       'interlock-run-id': context.run_id,
       'interlock-call-id': context.call_id,
       'interlock-turn': String(context.turn),
       'interlock-attempt': String(context.attempt),
       traceparent: traceparent(context.run_id)
-    }
+    },
+    sign: (body) => sign(id, body)
   }
 }
 

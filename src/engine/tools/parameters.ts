@@ -4,6 +4,7 @@ import { Ajv, type ErrorObject, type Options, type ValidateFunction } from 'ajv'
 import { Ajv2020 } from 'ajv/dist/2020.js'
 import { fullFormats } from 'ajv-formats/dist/formats.js'
 import { DeadlineExceeded, within } from './deadline.js'
+import { referencesIn } from '../../core/references.js'
 import { cut, exceeds, parseJson } from './json.js'
 import { ToolError, type ToolFault } from './tool.js'
 
@@ -200,6 +201,8 @@ export interface Parameters {
    * repeating what it wrote. No text at all counts as `{}`: that is how many models call a tool without arguments.
    */
   parse: (schema: Schema, raw: string) => Record<string, unknown>
+  /** Checks arguments at hand, as `parse` does those that refer to no other call: with references in them they are not complete yet. */
+  validate: (schema: Schema, args: Record<string, unknown>) => void
 }
 
 /** Validators are kept for the last 500 different schemas. */
@@ -224,6 +227,27 @@ export function openParameters (): Parameters {
     return entry
   }
 
+  function validate (schema: Schema, args: Record<string, unknown>, chars: number): void {
+    const text = JSON.stringify(schema)
+    const entry = cached(text) ?? compile(schema, text)
+    if (Array.isArray(entry)) {
+      throw new ToolError('invalid_arguments', `The tool's parameters are not a schema that can be checked: ${entry[0]?.pointer} ${entry[0]?.detail}`)
+    }
+    if (performance.now() < entry.refusedUntil) throw unchecked('it takes too long')
+    try {
+      // Without costly keywords every node of the schema meets every node of the data at most once. The deadline costs 0.1 ms: spare it the small ones.
+      const valid = entry.costly || entry.chars * chars > 1_000_000
+        ? within(VALIDATE_MS, () => entry.validate(args))
+        : entry.validate(args)
+      if (valid) return
+    } catch (error) {
+      if (!(error instanceof DeadlineExceeded)) throw unchecked('the schema is at fault')
+      entry.refusedUntil = performance.now() + PENALTY_MS
+      throw unchecked('it takes too long')
+    }
+    throw new ToolError('invalid_arguments', describe(entry.validate.errors ?? []))
+  }
+
   return {
     async check (schema) {
       // Before it becomes a key: the text of a schema that is too large is not even written.
@@ -239,25 +263,11 @@ export function openParameters (): Parameters {
     parse (schema, raw) {
       if (raw.length > MAX_ARGUMENT_CHARS) throw new ToolError('invalid_arguments', `The arguments are longer than ${MAX_ARGUMENT_CHARS} characters.`)
       const args = parseArguments(raw)
-      const text = JSON.stringify(schema)
-      const entry = cached(text) ?? compile(schema, text)
-      if (Array.isArray(entry)) {
-        throw new ToolError('invalid_arguments', `The tool's parameters are not a schema that can be checked: ${entry[0]?.pointer} ${entry[0]?.detail}`)
-      }
-      if (performance.now() < entry.refusedUntil) throw unchecked('it takes too long')
-      try {
-        // Without costly keywords every node of the schema meets every node of the data at most once. The deadline costs 0.1 ms: spare it the small ones.
-        const valid = entry.costly || entry.chars * raw.length > 1_000_000
-          ? within(VALIDATE_MS, () => entry.validate(args))
-          : entry.validate(args)
-        if (valid) return args
-      } catch (error) {
-        if (!(error instanceof DeadlineExceeded)) throw unchecked('the schema is at fault')
-        entry.refusedUntil = performance.now() + PENALTY_MS
-        throw unchecked('it takes too long')
-      }
-      throw new ToolError('invalid_arguments', describe(entry.validate.errors ?? []))
-    }
+      if (referencesIn(args).length === 0) validate(schema, args, raw.length)
+      return args
+    },
+
+    validate: (schema, args) => validate(schema, args, JSON.stringify(args).length)
   }
 }
 

@@ -1,4 +1,5 @@
 import type { ChatCompletionTool } from 'openai/resources/chat/completions'
+import type { CallRules } from '../../core/state.js'
 import type { ToolDefinition } from '../../core/tool.js'
 
 /** What a running call may know and use. */
@@ -13,6 +14,8 @@ export interface ToolContext {
   signal: AbortSignal
   /** Tells listeners about progress (`tool.progress`). Any JSON value. */
   progress: (data: unknown) => void
+  /** Is told what a tool still gave after the call was given up: a result that nobody waits for. */
+  late?: (output: unknown) => void
 }
 
 /** A failed call. It goes to the model as `{"error": {"code", "message"}}`; `message` is safe to show. */
@@ -48,10 +51,15 @@ export interface Tools {
   check: (tool: ToolDefinition) => Promise<ToolFault[]>
   /** The tool as the provider is told of it. */
   describe: (tool: ToolDefinition) => ChatCompletionTool
-  /** The listing's facts that a definition may leave out: what `effects`, `idempotent`, `timeout_ms`, `placement` a call of this tool has. */
-  facts: (tool: ToolDefinition) => { effects: 'read' | 'write', idempotent: boolean, timeout_ms: number | null, placement: 'local' | 'spread' }
-  /** Parses and validates what the model wrote. Never repairs it. Throws a `ToolError` with `invalid_arguments`. */
+  /** What the listing and the definition say of when and how a call may run. `timeoutMs` where neither says. */
+  rules: (tool: ToolDefinition, timeoutMs: number) => CallRules
+  /**
+   * Parses and validates what the model wrote. Never repairs it. Throws a `ToolError` with `invalid_arguments`. Arguments that refer to
+   * other calls are only parsed: they are validated when they are complete.
+   */
   parse: (tool: ToolDefinition, raw: string) => Record<string, unknown>
+  /** Validates arguments at hand. Throws as `parse` does. */
+  validate: (tool: ToolDefinition, args: Record<string, unknown>) => void
   /**
    * Runs one call. Resolves with its output (any JSON value), rejects with a `ToolError` for whatever went wrong in the tool,
    * or with the signal's reason when aborted: at once, also when the tool ignores the abort.

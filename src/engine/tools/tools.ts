@@ -7,6 +7,8 @@ import { httpToolFaults, httpToolRequest } from './http-tool.js'
 import { cut, jsonValue } from './json.js'
 import { loadModuleTools, type ServerTool } from './module-tools.js'
 import { NO_ARGUMENTS, openParameters } from './parameters.js'
+import { openSecrets } from './secrets.js'
+import { openSigning } from './signature.js'
 import { ToolError, type ToolContext, type Tools } from './tool.js'
 
 const MAX_MESSAGE_CHARS = 4_000
@@ -17,6 +19,10 @@ export interface ToolsOptions {
   dir?: string
   /** What tools may connect to beside the public internet: host, host:port, IP address or CIDR block (`INTERLOCK_ALLOWED_TOOL_HOSTS`). Default: nothing. */
   allowedHosts?: string[]
+  /** Secrets that headers may name (`INTERLOCK_SECRETS`). Default: none. */
+  secrets?: string
+  /** What requests of http tools are signed with (`INTERLOCK_SIGNING_SECRET`). Default: they are not. */
+  signingSecret?: string
   /** Bytes of an HTTP answer after decompression, and characters of what a module tool returns. Default: 10,000,000. */
   maxResponseBytes?: number
   /** How host names are resolved. Default: as the operating system does. */
@@ -28,6 +34,8 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
   const { allowedHosts = [], maxResponseBytes = 10_000_000, resolve } = options
   const egress = openEgress({ allowedHosts, resolve })
   const parameters = openParameters()
+  const secrets = openSecrets(options.secrets)
+  const sign = openSigning(options.signingSecret)
 
   const builtins = new Map([httpFetch(egress, maxResponseBytes), finalAnswer].map((tool) => [tool.name, tool]))
   const modules = new Map<string, ServerTool>()
@@ -37,10 +45,15 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
   }
   const serverTool = (tool: ToolDefinition): ServerTool | undefined => (tool.kind === 'module' ? modules : builtins).get(tool.name)
   const schemaOf = (tool: ToolDefinition): Record<string, unknown> | undefined =>
-    tool.kind === 'http' ? { ...(tool.parameters ?? NO_ARGUMENTS) } : serverTool(tool)?.parameters
+    isDeclared(tool) ? { ...(tool.parameters ?? NO_ARGUMENTS) } : serverTool(tool)?.parameters
+  const isIdempotent = (tool: ToolDefinition): boolean => tool.idempotent ?? (isDeclared(tool) ? false : serverTool(tool)?.idempotent) ?? false
 
   async function execute (tool: ToolDefinition, args: Record<string, unknown>, context: ToolContext): Promise<unknown> {
-    if (tool.kind === 'http') return await exchange(egress, httpToolRequest(tool, args, context), { signal: context.signal, maxBytes: maxResponseBytes })
+    if (tool.kind === 'client') throw unknownTool(tool)
+    if (tool.kind === 'http') {
+      const request = httpToolRequest(tool, args, context, secrets, sign)
+      return await exchange(egress, request, { signal: context.signal, maxBytes: maxResponseBytes, redact: secrets.redact })
+    }
     const server = serverTool(tool)
     if (server === undefined) throw unknownTool(tool)
     // Copies both ways: a tool that goes on with its arguments or its answer after the end must change nothing here.
@@ -51,28 +64,42 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
     listings: () => [...builtins.values(), ...modules.values()].map(({ run: _, ...listing }) => ({ ...listing, kind: builtins.has(listing.name) ? 'builtin' : 'module' })),
 
     async check (tool) {
-      if (tool.kind !== 'http') {
-        return serverTool(tool) === undefined ? [{ pointer: '/name', detail: `this server has no ${tool.kind} tool of that name: see GET /tools` }] : []
+      if (!isDeclared(tool) && serverTool(tool) === undefined) return [{ pointer: '/name', detail: `this server has no ${tool.kind} tool of that name: see GET /tools` }]
+      const faults = tool.kind === 'http' ? httpToolFaults(tool, egress, secrets) : []
+      if (tool.retry !== undefined && !isIdempotent(tool)) faults.push({ pointer: '/retry', detail: 'only for a tool that is idempotent: add "idempotent": true if it honours Idempotency-Key' })
+      if (tool.approval_expires_seconds !== undefined && tool.approval !== 'always') faults.push({ pointer: '/approval_expires_seconds', detail: 'only with "approval": "always"' })
+      if (tool.name === 'final_answer' && tool.kind === 'builtin' && tool.approval === 'always') faults.push({ pointer: '/approval', detail: 'a final answer is no call that could be held back' })
+      for (const [i, template] of (tool.resources ?? []).entries()) {
+        if (/[{}]/.test(template.replace(/\{[^{}]+\}/g, ''))) faults.push({ pointer: `/resources/${i}`, detail: 'has a brace without its other half; write {field} for a field of the arguments' })
       }
-      const faults = httpToolFaults(tool, egress)
+      if (!isDeclared(tool)) return faults
       const schema = schemaOf(tool)
       if (schema !== undefined) faults.push(...(await parameters.check(schema)).map((fault) => ({ ...fault, pointer: `/parameters${fault.pointer}` })))
       return faults
     },
 
     describe (tool) {
-      const description = tool.kind === 'http' ? tool.description : serverTool(tool)?.description
+      const description = isDeclared(tool) ? tool.description : serverTool(tool)?.description
       // A module tool that only other workers have is offered all the same: its calls fail one by one, as `parse` and `run` say.
       return { type: 'function', function: { name: tool.name, ...(description ? { description } : {}), parameters: schemaOf(tool) ?? NO_ARGUMENTS } }
     },
 
-    facts (tool) {
-      const listed = tool.kind === 'http' ? undefined : serverTool(tool)
+    rules (tool, timeoutMs) {
+      const listed = isDeclared(tool) ? undefined : serverTool(tool)
+      const expires = tool.approval_expires_seconds
       return {
         effects: tool.effects ?? listed?.effects ?? 'write',
-        idempotent: tool.idempotent ?? listed?.idempotent ?? false,
-        timeout_ms: tool.timeout_ms ?? listed?.timeout_ms ?? null,
-        placement: tool.placement ?? listed?.placement ?? 'local'
+        idempotent: isIdempotent(tool),
+        timeout_ms: tool.timeout_ms ?? listed?.timeout_ms ?? timeoutMs,
+        placement: tool.placement ?? listed?.placement ?? 'local',
+        ...(tool.resources !== undefined && { resources: tool.resources }),
+        ...(tool.exclusive === true && { exclusive: true }),
+        ...(tool.max_concurrency !== undefined && { max_concurrency: tool.max_concurrency }),
+        ...(tool.max_calls !== undefined && { max_calls: tool.max_calls }),
+        ...(tool.retry !== undefined && { retry: tool.retry }),
+        ...(tool.approval === 'always' && { approval: { expires_ms: expires === undefined ? null : expires * 1000 } }),
+        ...(tool.kind === 'client' && { client: { expires_ms: tool.timeout_ms ?? null } }),
+        ...(tool.cancellable === false && { uncancellable: true })
       }
     },
 
@@ -82,17 +109,28 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
       return parameters.parse(schema, raw)
     },
 
+    validate (tool, args) {
+      const schema = schemaOf(tool)
+      if (schema === undefined) throw unknownTool(tool)
+      parameters.validate(schema, args)
+    },
+
     run: (tool, args, context) => untilAborted(context, (guarded) => execute(tool, args, guarded)),
 
     close: () => egress.close()
   }
 }
 
+/** Whether the definition itself has description and parameters. */
+function isDeclared (tool: ToolDefinition): tool is Extract<ToolDefinition, { kind: 'http' | 'client' }> {
+  return tool.kind === 'http' || tool.kind === 'client'
+}
+
 function unknownTool (tool: ToolDefinition): ToolError {
   return new ToolError('unknown_tool', `This server has no ${tool.kind} tool named ${tool.name}.`)
 }
 
-/** Ends with the work or with the abort, whichever is first. What the work still does or says afterwards reaches nobody. */
+/** Ends with the work or with the abort, whichever is first. What the work still gives afterwards is told to `late`, and nobody else. */
 function untilAborted<T> (context: ToolContext, work: (context: ToolContext) => Promise<T>): Promise<T> {
   const { signal } = context
   return new Promise((resolve, reject) => {
@@ -105,7 +143,9 @@ function untilAborted<T> (context: ToolContext, work: (context: ToolContext) => 
       over = true
       signal.removeEventListener('abort', abort)
     }
+    let left = false
     const abort = (): void => {
+      left = true
       end()
       reject(signal.reason as Error)
     }
@@ -113,7 +153,11 @@ function untilAborted<T> (context: ToolContext, work: (context: ToolContext) => 
     signal.addEventListener('abort', abort)
     const guarded: ToolContext = { ...context, progress: (data) => { if (!over) context.progress(jsonValue(data, MAX_PROGRESS_CHARS)) } }
     work(guarded).then(
-      (output) => { end(); resolve(output) },
+      (output) => {
+        if (left) context.late?.(output)
+        end()
+        resolve(output)
+      },
       (error: unknown) => { end(); reject(toolError(error)) }
     )
   })

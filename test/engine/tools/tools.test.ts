@@ -33,15 +33,15 @@ t.test('describe: the tool as the provider is told of it', async (t) => {
   t.match(tools.describe(module('elsewhere')), { function: { name: 'elsewhere' } })
 })
 
-t.test('facts: what the definition says, else what the listing says, else the defaults', async (t) => {
+t.test('rules: what the definition says, else what the listing says, else the defaults', async (t) => {
   const tools = await openTools({ dir })
   t.teardown(() => tools.close())
-  t.same(tools.facts(http), { effects: 'write', idempotent: false, timeout_ms: null, placement: 'local' })
-  t.same(tools.facts({ ...http, effects: 'read', idempotent: true, timeout_ms: 5, placement: 'spread' }), { effects: 'read', idempotent: true, timeout_ms: 5, placement: 'spread' })
-  t.same(tools.facts(module('hang')), { effects: 'write', idempotent: true, timeout_ms: 60_000, placement: 'spread' })
-  t.same(tools.facts({ kind: 'module', name: 'hang', idempotent: false, timeout_ms: 5, placement: 'local' }), { effects: 'write', idempotent: false, timeout_ms: 5, placement: 'local' })
-  t.same(tools.facts({ kind: 'builtin', name: 'http_fetch' }), { effects: 'read', idempotent: true, timeout_ms: null, placement: 'local' })
-  t.same(tools.facts(module('elsewhere')), { effects: 'write', idempotent: false, timeout_ms: null, placement: 'local' })
+  t.same(tools.rules(http, 30_000), { effects: 'write', idempotent: false, timeout_ms: 30_000, placement: 'local' })
+  t.same(tools.rules({ ...http, effects: 'read', idempotent: true, timeout_ms: 5, placement: 'spread' }, 30_000), { effects: 'read', idempotent: true, timeout_ms: 5, placement: 'spread' })
+  t.same(tools.rules(module('hang'), 30_000), { effects: 'write', idempotent: true, timeout_ms: 60_000, placement: 'spread' })
+  t.same(tools.rules({ kind: 'module', name: 'hang', idempotent: false, timeout_ms: 5, placement: 'local' }, 30_000), { effects: 'write', idempotent: false, timeout_ms: 5, placement: 'local' })
+  t.same(tools.rules({ kind: 'builtin', name: 'http_fetch' }, 30_000), { effects: 'read', idempotent: true, timeout_ms: 30_000, placement: 'local' })
+  t.same(tools.rules(module('elsewhere'), 30_000), { effects: 'write', idempotent: false, timeout_ms: 30_000, placement: 'local' })
 })
 
 t.test('check: tools of the server must be there', async (t) => {

@@ -1,0 +1,133 @@
+import type { CallOutcome, Decision as Decided } from '../core/command.js'
+import { docNames } from '../core/draft.js'
+import type { CallError } from '../core/run.js'
+import type { RunRecord, State } from '../core/state.js'
+import { callSettled, notFound, suspensionResolved, validationFailed, type FieldError } from '../errors.js'
+import { errorForModel, forModel } from '../engine/tools/output.js'
+import { ToolError } from '../engine/tools/tool.js'
+import type { Decisions, ToolOutputs } from '../schemas/action.js'
+import { answering, conversationOf, rowOf, type Context } from './context.js'
+import { requireRun, type StoredRun } from './run-view.js'
+import type { Caller, Services } from './services.js'
+
+/** A decision as it stands beside the row. */
+interface DecisionDoc { call_id: string, decided_at: string, decision: string }
+
+/** A settled call as it stands beside the row. */
+interface Settled { run_id: string, turn: number, attempt: number, seq: number, status: string, error?: CallError }
+
+/** What people and clients answer a run that waits for them. */
+export function createActionService (context: Context): Services['actions'] {
+  const { store, executed, clock, tools } = context
+
+  const outcomeOf = (output: unknown, maxChars: number): CallOutcome => ({ status: 'completed', output, ...forModel(output, maxChars) })
+
+  /** How much of an output the model of this run may see. */
+  const maxChars = (state: State, runId: string) => state.run?.id === runId ? state.run.limits.max_result_chars : 60_000
+
+  /** Decisions in the core's words. Throws `validation_failed` with every fault found. */
+  async function readDecisions (conversation: string, state: State, runId: string, { decisions }: Decisions): Promise<Decided[]> {
+    const faults: FieldError[] = []
+    const [record] = await store.docs(conversation, [docNames.run(runId)])
+    const declared = record == null ? [] : ((JSON.parse(record) as RunRecord).request as StoredRun).tools
+    const phase = state.run?.phase.type === 'batch' ? state.run.phase : null
+    const read = decisions.map((given, i): Decided => {
+      const { call_id: callId, decision } = given
+      const pointer = `/decisions/${i}`
+      const fault = (field: string, detail: string) => { faults.push({ pointer: `${pointer}${field}`, detail }) }
+      if (decisions.findIndex((one) => one.call_id === callId) !== i) fault('/call_id', 'is decided on twice')
+      for (const [field, wanted] of [['arguments', 'edit'], ['reason', 'reject'], ['output', 'answer']] as const) {
+        if (given[field] !== undefined && decision !== wanted) fault(`/${field}`, `only with "decision": "${wanted}"`)
+      }
+      switch (decision) {
+        case 'approve': return { call_id: callId, decision }
+        case 'reject': return { call_id: callId, decision, reason: given.reason ?? null }
+        case 'answer':
+          if (!('output' in given)) fault('/output', 'required: it becomes the result of the call')
+          return { call_id: callId, decision, outcome: outcomeOf(given.output ?? null, maxChars(state, runId)) }
+        case 'edit': {
+          const args = given.arguments as Record<string, unknown> | undefined
+          if (args === undefined) fault('/arguments', 'required: the call is run with them')
+          const tool = declared.find((one) => one.name === phase?.calls.find((call) => call.id === callId)?.name)
+          try {
+            if (args !== undefined && tool !== undefined) tools.validate(tool, args)
+          } catch (error) {
+            fault('/arguments', error instanceof ToolError ? error.message : 'do not fit the tool\'s parameters')
+          }
+          return { call_id: callId, decision, arguments: args ?? {} }
+        }
+      }
+    })
+    if (faults.length > 0) throw validationFailed(faults)
+    return read
+  }
+
+  /** Who was first, for whoever was second. */
+  async function tooLate (conversation: string, runId: string, suspensionId: string, callIds: string[], open: boolean): Promise<Error> {
+    const [suspension, ...decided] = await store.docs(conversation, [docNames.suspension(suspensionId), ...callIds.map(docNames.decision)])
+    if (suspension == null || (JSON.parse(suspension) as { run_id: string }).run_id !== runId) return notFound('suspension')
+    const known = (JSON.parse(suspension) as { calls: string[] }).calls
+    if (!callIds.every((id) => known.includes(id))) return notFound('call')
+    const winners = decided.flatMap((json) => json == null ? [] : [JSON.parse(json) as DecisionDoc])
+    const who = winners.map((one) => `${one.call_id}: ${one.decision}, ${one.decided_at}`).join('; ')
+    const ids = winners.map((one) => one.call_id)
+    return open ? callSettled(`already decided (${who})`, ids) : suspensionResolved(suspensionId, who === '' ? 'superseded' : who, ids)
+  }
+
+  /** Why an output cannot be taken. One that came too late is kept as an orphan. */
+  async function keepLate (caller: Caller, conversation: string, runId: string, { outputs }: ToolOutputs): Promise<Error> {
+    const { state } = await rowOf(context, caller, conversation)
+    const texts = await store.docs(conversation, outputs.flatMap(({ call_id: id }) => [docNames.call(id), docNames.done(id)]))
+    const late: string[] = []
+    let unknown = false
+    for (const [i, { call_id: id, output, is_error: failed }] of outputs.entries()) {
+      const [call, done] = texts.slice(2 * i)
+      const settled = done == null ? null : JSON.parse(done) as Settled
+      if (call == null || (settled !== null && settled.run_id !== runId)) unknown = true
+      if (call == null || settled === null || settled.run_id !== runId) continue
+      late.push(id)
+      if (failed === true) continue
+      const known = settled.status === 'cancelled' ? null : settled.error?.code === 'timeout' ? 'timeout' : 'duplicate'
+      await executed.execute(conversation, {
+        type: 'KeepOrphan', at: clock.now(), run_id: runId, turn: settled.turn, call_id: id, name: (JSON.parse(call) as { name: string }).name,
+        attempt: settled.attempt, cause: settled.seq, fence: state.fence, known, output, ...forModel(output, maxChars(state, runId))
+      })
+    }
+    if (unknown || late.length === 0) return notFound('call that waits for an output')
+    return callSettled('has its result; the output came too late and is among the orphans of the run', late)
+  }
+
+  return {
+    decide: (caller, runId, body) => answering(async () => {
+      const conversation = await conversationOf(context, caller, runId)
+      const { state } = await rowOf(context, caller, conversation)
+      const decisions = await readDecisions(conversation, state, runId, body)
+      const { refusal, row } = await executed.execute(conversation, {
+        type: 'Decide', at: clock.now(), run_id: runId, suspension_id: body.suspension_id, decisions
+      }, { claim: 'local' })
+      if (refusal !== null || row === null) {
+        throw await tooLate(conversation, runId, body.suspension_id, decisions.map((one) => one.call_id), refusal === 'call_settled')
+      }
+      return await requireRun(store, conversation, runId)
+    }),
+
+    submit: (caller, runId, body) => answering(async () => {
+      const conversation = await conversationOf(context, caller, runId)
+      const { state } = await rowOf(context, caller, conversation)
+      const twice = body.outputs.findIndex(({ call_id: id }, i) => body.outputs.findIndex((one) => one.call_id === id) !== i)
+      if (twice !== -1) throw validationFailed([{ pointer: `/outputs/${twice}/call_id`, detail: 'has an output twice' }])
+      const { refusal } = await executed.execute(conversation, {
+        type: 'SubmitOutputs',
+        at: clock.now(),
+        run_id: runId,
+        outputs: body.outputs.map(({ call_id: callId, output, is_error: failed }) => {
+          if (failed !== true) return { call_id: callId, outcome: outcomeOf(output, maxChars(state, runId)) }
+          const error = { code: 'tool_error', message: forModel(output, 4_000).text }
+          return { call_id: callId, outcome: { status: 'failed' as const, error, text: errorForModel(error) } }
+        })
+      }, { claim: 'local' })
+      if (refusal !== null) throw await keepLate(caller, conversation, runId, body)
+      return await requireRun(store, conversation, runId)
+    })
+  }
+}
