@@ -12,7 +12,7 @@ export default (async (app) => {
 
   app.get('/tools', {
     schema: { operationId: 'listTools', summary: 'Tools the server has', tags, response: { 200: json('All of them.', list(ToolListing, 'ToolList')), ...problems() } }
-  }, async () => ({ data: tools(), next_cursor: null }))
+  }, async () => ({ data: await tools(), next_cursor: null }))
 
   app.get('/models', {
     schema: { operationId: 'listModels', summary: 'Models the server has', tags, response: { 200: json('All of them.', list(ModelListing, 'ModelList')), ...problems() } }

@@ -94,6 +94,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
     ...(config.tools.dir !== undefined && { dir: config.tools.dir }),
     ...(config.tools.secrets !== undefined && { secrets: config.tools.secrets }),
     ...(config.tools.signingSecret !== undefined && { signingSecret: config.tools.signingSecret }),
+    ...(config.tools.mcpServers !== undefined && { mcpServers: config.tools.mcpServers }),
     allowedHosts: config.tools.allowedHosts
   })
 

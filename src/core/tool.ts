@@ -1,8 +1,10 @@
 import { Type, type Static } from 'typebox'
 
+const NAME = '^[a-zA-Z0-9_-]{1,64}$'
+
 /** Fields every kind of tool has. What a field promises stands in its description, which is also what openapi.yaml says. */
 const common = {
-  name: Type.String({ pattern: '^[a-zA-Z0-9_-]{1,64}$', description: 'The name the model calls it by; unique within the run.' }),
+  name: Type.String({ pattern: NAME, description: 'The name the model calls it by; unique within the run.' }),
   timeout_ms: Type.Optional(Type.Integer({ minimum: 1, maximum: 86_400_000, description: 'Milliseconds until the call is aborted and fails with `timeout`. Default: `limits.tool_timeout_ms`.' })),
   effects: Type.Optional(Type.Enum(['read', 'write'], { default: 'write', description: 'After the death of a worker a started `read` call is run again; a started `write` fails with `outcome_unknown`, unless it is `idempotent`.' })),
   idempotent: Type.Optional(Type.Boolean({ default: false, description: 'The tool honours `Idempotency-Key`, so that a started call may be run again after the death of a worker.' })),
@@ -59,7 +61,38 @@ export const ClientTool = Type.Object({
   ...described
 }, { ...closed, title: 'ClientTool' })
 
-/** A tool as a run declares it. Description and parameters of builtin and module tools come from the server. */
-export const ToolDefinition = Type.Union([HttpTool, BuiltinTool, ModuleTool, ClientTool], { title: 'ToolDefinition' })
+const { approval: _, ...commonOfMcp } = common
+
+/** The tools of an MCP server: one definition for all of them. What is said of effects, limits and the like is said of each. */
+export const McpTool = Type.Object({
+  kind: Type.Literal('mcp'),
+  ...commonOfMcp,
+  name: Type.String({ pattern: NAME, description: 'What to call the server: its tools keep their own names, and one that the run has already becomes `<name>_<tool>`.' }),
+  server: Type.Optional(Type.String({ minLength: 1, maxLength: 128, description: 'A server the operator has configured, see `GET /tools`. Either this or `server_url`.' })),
+  server_url: Type.Optional(Type.String({ format: 'uri', pattern: '^https?://', maxLength: 2048, description: 'The address of a server with streamable HTTP.' })),
+  headers: Type.Optional(HttpTool.properties.headers),
+  allowed: Type.Optional(Type.Array(Type.String({ minLength: 1, maxLength: 128 }), { minItems: 1, maxItems: 128, description: 'The tools that are offered, by the server\'s names. Default: all it has.' })),
+  approval: Type.Optional(Type.Union([Type.Enum(['never', 'always']), Type.Record(Type.String({ minLength: 1, maxLength: 128 }), Type.Enum(['never', 'always']))], {
+    default: 'never', description: 'For all its tools, or by their names. `always`: a call waits for a person\'s decision.'
+  }))
+}, { ...closed, title: 'McpTool' })
+export type McpTool = Static<typeof McpTool>
+
+/** A tool as a run declares it. Description and parameters of builtin, module and MCP tools come from where they are. */
+export const ToolDefinition = Type.Union([HttpTool, BuiltinTool, ModuleTool, ClientTool, McpTool], { title: 'ToolDefinition' })
 export type ToolDefinition = Static<typeof ToolDefinition>
+
+/** One tool of an MCP server, as it was when the run was created. */
+export interface McpOffer extends Omit<McpTool, 'allowed' | 'approval' | 'effects' | 'idempotent'> {
+  /** Its server's name for it. */
+  tool: string
+  description: string
+  parameters: Record<string, unknown>
+  effects: 'read' | 'write'
+  idempotent: boolean
+  approval?: 'never' | 'always'
+}
+
+/** A tool as a run has it: what the model is offered is one of these. */
+export type RunTool = Exclude<ToolDefinition, McpTool> | McpOffer
 export type HttpTool = Static<typeof HttpTool>

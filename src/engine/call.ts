@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import type { CompleteCall } from '../core/command.js'
-import type { ToolDefinition } from '../core/tool.js'
+import type { RunTool } from '../core/tool.js'
 import type { Limiter } from '../store/limiter.js'
 import type { Clock, Log } from './ports.js'
 import { errorForModel, forModel } from './tools/output.js'
@@ -13,7 +13,7 @@ export interface CallTask {
   turn: number
   call_id: string
   attempt: number
-  tool: ToolDefinition
+  tool: RunTool
   arguments: Record<string, unknown>
   /** They are not what was validated when the model wrote them. */
   changed: boolean

@@ -1,7 +1,7 @@
 import type { ChatCompletionTool } from 'openai/resources/chat/completions'
 import { docNames } from '../core/draft.js'
 import type { RunRecord } from '../core/state.js'
-import type { ToolDefinition } from '../core/tool.js'
+import type { RunTool } from '../core/tool.js'
 import type { Reads } from './patience.js'
 import type { Tools } from './tools/tool.js'
 
@@ -9,14 +9,14 @@ import type { Tools } from './tools/tool.js'
 export interface RunSpec {
   instructions: string | null
   model_options: Record<string, unknown>
-  tools: ToolDefinition[]
+  tools: RunTool[]
 }
 
 /** A run's spec, made ready for use. */
 export interface PreparedSpec {
   instructions: string | null
   options: Record<string, unknown>
-  tools: Map<string, ToolDefinition>
+  tools: Map<string, RunTool>
   /** The tools as the provider is told of them. */
   offered: ChatCompletionTool[]
 }

@@ -5,7 +5,8 @@ const closed = { additionalProperties: false }
 /** A tool the server itself has; a run names it with its `kind` and `name`. */
 export const ToolListing = Type.Object({
   name: Type.String(),
-  kind: Type.Enum(['builtin', 'module']),
+  kind: Type.Enum(['builtin', 'module', 'mcp']),
+  server: Type.Optional(Type.String({ description: 'The MCP server it is of: a run names that as `server`, and its tool in `allowed`.' })),
   description: Type.String(),
   parameters: Type.Object({}, { additionalProperties: true, description: 'JSON Schema of the arguments.' }),
   effects: Type.Enum(['read', 'write']),

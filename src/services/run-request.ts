@@ -1,12 +1,15 @@
 import type { Static, TObject } from 'typebox'
 import type { NewMessage, StartRun } from '../core/command.js'
 import { Limits, ToolPolicy } from '../core/run.js'
-import type { ToolDefinition } from '../core/tool.js'
+import type { RunTool, ToolDefinition } from '../core/tool.js'
 import { blockedUrl, validationFailed, type FieldError } from '../errors.js'
 import type { Tools } from '../engine/tools/tool.js'
 import type { CreateRun } from '../schemas/run.js'
 import type { Context } from './context.js'
 import type { StoredRun } from './run-view.js'
+
+/** Providers take no more. */
+const MAX_TOOLS = 128
 
 /** Fills in the defaults that stand in the schema: the one place they are written down. */
 export function withDefaults<T extends TObject> (schema: T, given: object | undefined): Static<T> {
@@ -29,14 +32,16 @@ export async function prepareRun ({ tools, ids, clock, defaultModel, parallelToo
   const given = withDefaults(ToolPolicy, body.tool_policy)
   const policy = { ...given, parallel: given.parallel && parallelTools }
   const declared = offered(body.tools ?? [], policy.final_answer_tool)
-  faults.push(...await toolFaults(tools, declared), ...choiceFaults(body, declared))
+  faults.push(...await toolFaults(tools, declared))
+  const expanded = faults.length > 0 ? [] : await expand(tools, declared, faults)
+  if (faults.length === 0) faults.push(...choiceFaults(body, expanded))
   const blocked = faults.filter((fault) => 'code' in fault)
   if (blocked.length > 0 && blocked.length === faults.length) throw blockedUrl(blocked.map(({ pointer, detail }) => ({ pointer, detail })))
   if (faults.length > 0 || model === null) throw validationFailed(faults.map(({ pointer, detail }) => ({ pointer, detail })))
 
   const inputs = typeof body.input === 'string' ? [{ role: 'user' as const, content: body.input }] : body.input
   const metadata = body.metadata ?? {}
-  const stored: StoredRun = { instructions: body.instructions ?? null, model_options: body.model_options ?? {}, tools: declared, model, metadata }
+  const stored: StoredRun = { instructions: body.instructions ?? null, model_options: body.model_options ?? {}, tools: expanded, model, metadata }
   return {
     due_at: body.after_seconds ? clock.now() + body.after_seconds * 1000 : null,
     models: [model, ...body.fallback_models ?? []],
@@ -67,7 +72,21 @@ async function toolFaults (tools: Tools, declared: ToolDefinition[]): Promise<Fi
   return faults
 }
 
-function choiceFaults ({ model_options: options }: CreateRun, declared: ToolDefinition[]): FieldError[] {
+/** The tools the model is offered. What is wrong with them is added to `faults`. */
+async function expand (tools: Tools, declared: ToolDefinition[], faults: FieldError[]): Promise<RunTool[]> {
+  const taken = new Set(declared.filter((tool) => tool.kind !== 'mcp').map((tool) => tool.name))
+  const found: RunTool[] = []
+  for (const [i, tool] of declared.entries()) {
+    const expanded = await tools.expand(tool, taken)
+    for (const fault of expanded.faults) faults.push({ ...fault, pointer: `/tools/${i}${fault.pointer}` })
+    found.push(...expanded.tools)
+    for (const one of expanded.tools) taken.add(one.name)
+  }
+  if (found.length > MAX_TOOLS) faults.push({ pointer: '/tools', detail: `come to ${found.length} tools, ${MAX_TOOLS} may be offered: name the ones you want in "allowed"` })
+  return found
+}
+
+function choiceFaults ({ model_options: options }: CreateRun, declared: RunTool[]): FieldError[] {
   const choice = options?.tool_choice
   const pointer = '/model_options/tool_choice'
   if (choice === undefined || choice === 'none') return []

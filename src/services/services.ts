@@ -98,7 +98,7 @@ export interface Services {
     /** Live from `after` on: first what is stored, then what comes, gapless and in order; reads from the log as fast as the consumer takes. */
     live: (caller: Caller, where: EventSource, options: LiveOptions) => AsyncIterable<LiveItem>
   }
-  tools: () => ToolListing[]
+  tools: () => Promise<ToolListing[]>
   models: () => Promise<{ id: string, default: boolean }[]>
   idempotency: {
     /**

@@ -426,7 +426,7 @@ t.test('what a batch needs stands beside the row while it is open; what readers 
   scene.given(pass(30), result('a'))
   t.strictSame(names(), ['batch/1', 'call/call_a', 'call/call_b', 'done/call_a', 'message/call_a', 'run/r1', 'text/1'])
   t.strictSame(doc(scene, docNames.done('call_a')), {
-    run_id: 'r1', turn: 1, batch_id: 'b1', status: 'completed', attempt: 1, started_at: START, ended_at: START + 30, duration_ms: 30, output: 'output of a'
+    run_id: 'r1', turn: 1, batch_id: 'b1', status: 'completed', attempt: 1, started_at: START, ended_at: START + 30, duration_ms: 30, seq: 8, output: 'output of a'
   })
   scene.given(failure('b'))
   const kept = ['batch/1', 'call/call_a', 'call/call_b', 'done/call_a', 'done/call_b', 'run/r1']

@@ -34,10 +34,10 @@ export function judge (evidence: Evidence): string[] {
   for (const { action, run_id: run, outcome, repeated } of requests) {
     const found = created.get(run) ?? []
     if (action.do !== 'run') continue
-    // Who hears nothing and repeats it finds the conversation removed, with the run in it, and made again by somebody: then it is a new request.
-    const times = found.filter((life, i) => !repeated || !life.removed || found.indexOf(life) !== i || i === found.length - 1).length
+    const times = found.length
     if (outcome === 'accepted' && times !== 1) wrong.push(`I5 ${run} was accepted and exists ${times} times`)
-    if (outcome === 'refused' && times !== 0 && !repeated) wrong.push(`I5 ${run} was refused and exists`)
+    // What was made, and removed before its maker heard of it, is rightly unknown.
+    if (outcome === 'refused' && found.some((life) => !life.removed) && !repeated) wrong.push(`I5 ${run} was refused and exists`)
     if (times > 1) wrong.push(`I5 ${run} exists ${times} times`)
   }
   return wrong

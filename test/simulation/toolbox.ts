@@ -1,5 +1,5 @@
 import type { CallRules } from '../../src/core/state.js'
-import type { ToolDefinition } from '../../src/core/tool.js'
+import type { RunTool } from '../../src/core/tool.js'
 import { ToolError, type Tools } from '../../src/engine/tools/tool.js'
 import type { Machine } from './machine.js'
 import { createRandom } from './random.js'
@@ -49,9 +49,10 @@ export function createToolbox ({ seed, timeline, leaseMs, seqOf, trace }: Toolbo
 
   function toolsOf (machine: Machine): Tools {
     return {
-      listings: () => [],
+      listings: async () => [],
+      expand: async () => ({ tools: [], faults: [] }),
       check: async () => [],
-      describe: ({ name }: ToolDefinition) => ({ type: 'function', function: { name, parameters: { type: 'object' } } }),
+      describe: ({ name }: RunTool) => ({ type: 'function', function: { name, parameters: { type: 'object' } } }),
       rules: ({ name }, timeoutMs) => ({ ...(TOOLS[name] ?? read), timeout_ms: timeoutMs }),
       validate: () => { /* nothing is wrong with it */ },
       parse (_, raw) {

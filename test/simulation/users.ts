@@ -120,6 +120,9 @@ export function createUsers ({ timeline, random, keys, entrances, calm, failed, 
       const from = entrances()
       const again = (): void => {
         if (tries >= 5 && !calm()) return over('unknown')
+        // Whoever wants a conversation gone does not ask again for what was in it: made once more, it would be another.
+        const gone = (one: Request) => one.conversation === request.conversation && one.action.do === 'delete' && one.sent >= request.sent
+        if (request.action.do !== 'delete' && requests.some(gone)) return over('unknown')
         timeline.at(timeline.now() + 30 * tries, () => {
           attempt(request, creates, tries + 1, over)
           return false

@@ -3,7 +3,7 @@ import type { Event } from '../../src/core/event.js'
 import type { Limits, ToolPolicy } from '../../src/core/run.js'
 import type { WantedJob } from '../../src/core/schedule.js'
 import type { CallRules } from '../../src/core/state.js'
-import type { ToolDefinition } from '../../src/core/tool.js'
+import type { RunTool } from '../../src/core/tool.js'
 import { createEngine, type Engine } from '../../src/engine/engine.js'
 import { createExecute, type Executed } from '../../src/engine/execute.js'
 import type { Model, ModelAnswer, ModelListener, ModelRequest } from '../../src/engine/model/model.js'
@@ -27,7 +27,7 @@ export interface Asked {
 
 /** A tool call that waits for the test to settle it. */
 export interface Ran {
-  tool: ToolDefinition
+  tool: RunTool
   args: Record<string, unknown>
   context: ToolContext
   done: (output: unknown) => Promise<void>
@@ -121,7 +121,8 @@ export function createBench (): EngineBench {
   }
 
   const tools: Tools = {
-    listings: () => [],
+    listings: async () => [],
+    expand: async () => ({ tools: [], faults: [] }),
     check: async () => [],
     describe: ({ name }) => ({ type: 'function', function: { name, parameters: {} } }),
     rules: ({ name }, timeoutMs) => ({ effects: 'read', idempotent: false, placement: 'local', timeout_ms: timeoutMs, ...RULES[name] }),

@@ -206,7 +206,7 @@ export function fakeServices () {
       },
       live: (caller, where, { after, signal }) => follow(logOf(caller, where).events, where, after, signal)
     },
-    tools: () => [{
+    tools: async () => [{
       name: 'http_fetch', kind: 'builtin', description: 'GET a URL', parameters: { type: 'object' }, effects: 'read', idempotent: true, timeout_ms: null, placement: 'local'
     }],
     models: async () => [{ id: 'scripted', default: true }],

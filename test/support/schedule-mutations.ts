@@ -30,10 +30,10 @@ export const MUTATIONS: Mutation[] = [
   { fault: 'the text of a batch that was stopped whole stays', edits: [
     ['  drop(draft, docNames.text(phase.turn))\n', '  if (kept.length === 0) append(draft, [{ doc: docNames.text(phase.turn) }, \'"tool_calls":[]}\'])\n  drop(draft, docNames.text(phase.turn))\n']
   ] },
-  { fault: 'an interrupt comes before the messages that waited', edits: [['state.waiting.push(message)', 'state.waiting.unshift(message)']] },
+  { fault: 'an interrupt comes before the messages that waited', edits: [['state.waiting.push(message)\n  put(draft', 'state.waiting.unshift(message)\n  put(draft']] },
   { fault: 'supersede takes the new message as well', edits: [
     ['supersede(draft, active, ready, [accepted])', 'supersede(draft, active, [...ready, message], [accepted])'],
-    ['  state.waiting.push(message)', '  if (!interrupts || command.queued === \'deliver\') state.waiting.push(message)']
+    ['  state.waiting.push(message)\n  put(draft', '  if (!interrupts || command.queued === \'deliver\') state.waiting.push(message)\n  put(draft']
   ] },
   { fault: 'supersede is ignored', edits: [['if (command.queued === \'supersede\') supersede', 'if (command.queued === \'supersede\' && ready.length > 1) supersede']] },
   { fault: 'a cancelled run takes its messages with it', edits: [
@@ -46,21 +46,21 @@ export const MUTATIONS: Mutation[] = [
   ] },
   { fault: 'a rule is dropped: an interrupt goes beyond max_turns', edits: [['run.answers >= maxTurns ? \'max_turns\' : ', '']] },
   { fault: 'what had not started yet survives an interrupt', edits: [
-    ['  for (const call of phase.calls.filter(isOpen)) {\n    abortWorker(draft, call.worker, null, [call.id], reason)', '  for (const call of phase.calls.filter((one) => one.status === \'running\')) {\n    abortWorker(draft, call.worker, null, [call.id], reason)']
+    ['  for (const call of phase.calls.filter(isOpen)) {\n    if (causedBy', '  for (const call of phase.calls.filter((one) => one.status === \'running\')) {\n    if (causedBy']
   ] },
   { fault: 'settled siblings leave with the cancelled calls', edits: [['leavesTombstone(run, call) : keepCompleted)', 'leavesTombstone(run, call) : keepCompleted && !phase.calls.some((one) => one.status === \'cancelled\'))']] },
   { fault: 'discard keeps what was settled', edits: [['command.completed_calls === \'keep\'', 'true']] },
-  { fault: 'a call that only read leaves a tombstone', edits: [[' && call.effects === \'write\' && call.started_at !== null)', ' && call.started_at !== null)']] },
+  { fault: 'a call that only read leaves a tombstone', edits: [[' && call.rules.effects === \'write\' && call.started_at !== null)', ' && call.started_at !== null)']] },
   { fault: 'the wait before a retry is not interrupted', edits: [['phase.type === \'batch\' || phase.attempt > 0', 'phase.type === \'batch\' || phase.worker !== null']] },
   { fault: 'nobody is told to stop when an LLM call is interrupted', edits: [['    abortWorker(draft, phase.worker, phase.fence, [], \'interrupted\')\n', '']] },
   { fault: 'a final answer survives the interrupt that came before it counted', edits: [['  draft.state.fence++\n  run.final = null\n', '  draft.state.fence++\n']] },
   { fault: 'a delayed message interrupts', edits: [['const interrupts = command.due_at === null && ', 'const interrupts = ']] },
   { fault: 'delayed messages come in the order they were posted', edits: [['.sort((a, b) => (a.due_at as number) - (b.due_at as number))', '']] },
   { fault: 'what was due before an interrupt comes behind it', edits: [
-    ['  const released = releaseDelayedMessages(draft)\n', ''],
-    ['  const changed = settle(draft) || released\n', '  const released = releaseDelayedMessages(draft)\n  const changed = settle(draft) || released\n']
+    ['[releaseDelayedMessages(draft), forgetOldOrphans(draft)].includes(true)', 'forgetOldOrphans(draft)'],
+    ['  const changed = settle(draft) || released\n', '  const delayed = releaseDelayedMessages(draft)\n  const changed = settle(draft) || released || delayed\n']
   ] },
-  { fault: 'a repeated request is a second message', edits: [['  if (state.seen.includes(command.message_id)) return \'duplicate\'\n', '']] },
+  { fault: 'a repeated request is a second message', edits: [['  if (state.seen.includes(command.message_id)) return \'duplicate\'\n\n', '']] },
   { fault: 'an edited message keeps its old content', edits: [['  put(draft, docNames.input(message.id), JSON.stringify(command.content))\n  message.cause', '  message.cause']] },
   { fault: 'a withdrawn message is delivered', edits: [['  draft.state.waiting = draft.state.waiting.filter((one) => one !== message)\n  drop(draft, docNames.input(message.id))\n', '']] },
   { fault: 'rollback leaves the messages of the run waiting', edits: [['  supersede(draft, run, state.waiting.filter((message) => message.run_id === run.id), [causedBy])\n', '']] },

@@ -1,6 +1,6 @@
 import type { ChatCompletionTool } from 'openai/resources/chat/completions'
 import type { CallRules } from '../../core/state.js'
-import type { ToolDefinition } from '../../core/tool.js'
+import type { RunTool, ToolDefinition } from '../../core/tool.js'
 
 /** What a running call may know and use. */
 export interface ToolContext {
@@ -31,7 +31,9 @@ export class ToolError extends Error {
 /** A tool the server itself offers, as `GET /tools` lists it. */
 export interface ToolListing {
   name: string
-  kind: 'builtin' | 'module'
+  kind: 'builtin' | 'module' | 'mcp'
+  /** The MCP server it is of. */
+  server?: string
   description: string
   parameters: Record<string, unknown>
   effects: 'read' | 'write'
@@ -45,25 +47,30 @@ export interface ToolFault { pointer: string, detail: string, code?: 'blocked_ur
 
 /** All that the engine and the routes need of tools. Safe to share between runs. */
 export interface Tools {
-  /** The builtin and module tools of this server. */
-  listings: () => ToolListing[]
+  /** The builtin and module tools of this server, and those of its MCP servers that answer. */
+  listings: () => Promise<ToolListing[]>
   /** What is wrong with a tool a client declared: unknown module, hostile or invalid JSON Schema, forbidden header, blocked URL. Empty when nothing is. */
   check: (tool: ToolDefinition) => Promise<ToolFault[]>
+  /**
+   * The tools that a definition which has passed `check` stands for: itself, or those of its MCP server that are allowed. `taken` are names
+   * the run has already. Faults instead, where the server does not answer or has no such tool.
+   */
+  expand: (tool: ToolDefinition, taken: ReadonlySet<string>) => Promise<{ tools: RunTool[], faults: ToolFault[] }>
   /** The tool as the provider is told of it. */
-  describe: (tool: ToolDefinition) => ChatCompletionTool
+  describe: (tool: RunTool) => ChatCompletionTool
   /** What the listing and the definition say of when and how a call may run. `timeoutMs` where neither says. */
-  rules: (tool: ToolDefinition, timeoutMs: number) => CallRules
+  rules: (tool: RunTool, timeoutMs: number) => CallRules
   /**
    * Parses and validates what the model wrote. Never repairs it. Throws a `ToolError` with `invalid_arguments`. Arguments that refer to
    * other calls are only parsed: they are validated when they are complete.
    */
-  parse: (tool: ToolDefinition, raw: string) => Record<string, unknown>
+  parse: (tool: RunTool, raw: string) => Record<string, unknown>
   /** Validates arguments at hand. Throws as `parse` does. */
-  validate: (tool: ToolDefinition, args: Record<string, unknown>) => void
+  validate: (tool: RunTool, args: Record<string, unknown>) => void
   /**
    * Runs one call. Resolves with its output (any JSON value), rejects with a `ToolError` for whatever went wrong in the tool,
    * or with the signal's reason when aborted: at once, also when the tool ignores the abort.
    */
-  run: (tool: ToolDefinition, args: Record<string, unknown>, context: ToolContext) => Promise<unknown>
+  run: (tool: RunTool, args: Record<string, unknown>, context: ToolContext) => Promise<unknown>
   close: () => Promise<void>
 }

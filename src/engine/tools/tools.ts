@@ -1,4 +1,4 @@
-import type { ToolDefinition } from '../../core/tool.js'
+import type { McpOffer, McpTool, RunTool } from '../../core/tool.js'
 import { openEgress, type Resolve } from './egress.js'
 import { exchange } from './exchange.js'
 import { finalAnswer } from './final-answer.js'
@@ -6,12 +6,16 @@ import { httpFetch } from './http-fetch.js'
 import { httpToolFaults, httpToolRequest } from './http-tool.js'
 import { cut, jsonValue } from './json.js'
 import { loadModuleTools, type ServerTool } from './module-tools.js'
+import { openMcp, type McpRef } from './mcp/mcp.js'
+import { parseMcpServers } from './mcp/servers.js'
 import { NO_ARGUMENTS, openParameters } from './parameters.js'
 import { openSecrets } from './secrets.js'
 import { openSigning } from './signature.js'
-import { ToolError, type ToolContext, type Tools } from './tool.js'
+import { ToolError, type ToolContext, type ToolFault, type ToolListing, type Tools } from './tool.js'
 
 const MAX_MESSAGE_CHARS = 4_000
+/** How long an MCP server has to say what tools it has, in milliseconds: a request waits for it. */
+const LIST_MS = 10_000
 const MAX_PROGRESS_CHARS = 100_000
 
 export interface ToolsOptions {
@@ -23,6 +27,8 @@ export interface ToolsOptions {
   secrets?: string
   /** What requests of http tools are signed with (`INTERLOCK_SIGNING_SECRET`). Default: they are not. */
   signingSecret?: string
+  /** MCP servers that runs may name (`INTERLOCK_MCP_SERVERS`). Default: none. */
+  mcpServers?: string
   /** Bytes of an HTTP answer after decompression, and characters of what a module tool returns. Default: 10,000,000. */
   maxResponseBytes?: number
   /** How host names are resolved. Default: as the operating system does. */
@@ -36,6 +42,7 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
   const parameters = openParameters()
   const secrets = openSecrets(options.secrets)
   const sign = openSigning(options.signingSecret)
+  const mcp = openMcp({ servers: options.mcpServers === undefined ? new Map() : parseMcpServers(options.mcpServers), egress, maxResponseBytes })
 
   const builtins = new Map([httpFetch(egress, maxResponseBytes), finalAnswer].map((tool) => [tool.name, tool]))
   const modules = new Map<string, ServerTool>()
@@ -43,17 +50,67 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
     if (builtins.has(tool.name)) throw new Error(`the tools folder has a tool named ${tool.name}, which is the name of a builtin tool`)
     modules.set(tool.name, tool)
   }
-  const serverTool = (tool: ToolDefinition): ServerTool | undefined => (tool.kind === 'module' ? modules : builtins).get(tool.name)
-  const schemaOf = (tool: ToolDefinition): Record<string, unknown> | undefined =>
+  const serverTool = (tool: RunTool): ServerTool | undefined => (tool.kind === 'module' ? modules : builtins).get(tool.name)
+  const schemaOf = (tool: RunTool): Record<string, unknown> | undefined =>
     isDeclared(tool) ? { ...(tool.parameters ?? NO_ARGUMENTS) } : serverTool(tool)?.parameters
-  const isIdempotent = (tool: ToolDefinition): boolean => tool.idempotent ?? (isDeclared(tool) ? false : serverTool(tool)?.idempotent) ?? false
+  const isIdempotent = (tool: RunTool): boolean => tool.idempotent ?? (isDeclared(tool) ? false : serverTool(tool)?.idempotent) ?? false
 
-  async function execute (tool: ToolDefinition, args: Record<string, unknown>, context: ToolContext): Promise<unknown> {
+  /** Where an MCP tool is, with its secrets put in. */
+  const refOf = ({ server, server_url: url, headers }: Pick<McpTool, 'server' | 'server_url' | 'headers'>): McpRef => {
+    if (url === undefined) return { server: server ?? '' }
+    const filled = Object.entries(headers ?? {}).map(([name, value]) => [name, secrets.fill(value, new URL(url))])
+    return { server_url: url, headers: Object.fromEntries(filled) as Record<string, string> }
+  }
+
+  function mcpFaults (tool: McpTool): ToolFault[] {
+    const { server, server_url: url, headers } = tool
+    if ((server === undefined) === (url === undefined)) return [{ pointer: '/server', detail: 'either this or "server_url" is needed, and not both' }]
+    if (server !== undefined && headers !== undefined) return [{ pointer: '/headers', detail: 'are for a "server_url"; a configured server has its own' }]
+    if (url !== undefined && !URL.canParse(url)) return [{ pointer: '/server_url', detail: 'is not an absolute URL' }]
+    const wrong = Object.entries(headers ?? {}).flatMap(([name, value]) => {
+      const detail = url === undefined ? null : secrets.fault(value, new URL(url))
+      return detail === null ? [] : [{ pointer: `/headers/${name}`, detail }]
+    })
+    if (wrong.length > 0) return wrong
+    const refusal = mcp.refusal(refOf(tool))
+    return refusal === null ? [] : [refusal]
+  }
+
+  async function expandMcp (tool: McpTool, taken: ReadonlySet<string>): Promise<{ tools: RunTool[], faults: ToolFault[] }> {
+    const { allowed, approval, ...rest } = tool
+    const listed = await mcp.list(refOf(tool), LIST_MS).catch((error: unknown) => messageOf(error))
+    if (typeof listed === 'string') return { tools: [], faults: [{ pointer: tool.server === undefined ? '/server_url' : '/server', detail: secrets.redact(listed) }] }
+    const names = new Set(listed.map((one) => one.name))
+    const faults: ToolFault[] = (allowed ?? []).flatMap((name, i) => names.has(name) ? [] : [{ pointer: `/allowed/${i}`, detail: 'is no tool of this server: see its list' }])
+    const used = new Set(taken)
+    const offers: McpOffer[] = []
+    for (const one of listed.filter(({ name }) => allowed?.includes(name) ?? true)) {
+      const own = one.name.replace(/[^a-zA-Z0-9_-]/g, '_').slice(0, 64)
+      const name = used.has(own) ? `${tool.name}_${own}`.slice(0, 64) : own
+      // A tool whose schema cannot be checked is not offered, unless it was asked for.
+      const broken = await parameters.check(one.parameters)
+      if (used.has(name) || broken.length > 0) {
+        const i = allowed?.indexOf(one.name) ?? -1
+        if (i !== -1) faults.push({ pointer: `/allowed/${i}`, detail: used.has(name) ? `there are two tools named "${name}"` : `its parameters cannot be checked: ${broken[0]?.pointer} ${broken[0]?.detail}` })
+        continue
+      }
+      used.add(name)
+      const consent = typeof approval === 'object' ? approval[one.name] : approval
+      offers.push({
+        ...rest, name, tool: one.name, description: one.description, parameters: one.parameters,
+        effects: tool.effects ?? one.effects, idempotent: tool.idempotent ?? one.idempotent, ...(consent !== undefined && { approval: consent })
+      })
+    }
+    return { tools: offers, faults }
+  }
+
+  async function execute (tool: RunTool, args: Record<string, unknown>, context: ToolContext): Promise<unknown> {
     if (tool.kind === 'client') throw unknownTool(tool)
     if (tool.kind === 'http') {
       const request = httpToolRequest(tool, args, context, secrets, sign)
       return await exchange(egress, request, { signal: context.signal, maxBytes: maxResponseBytes, redact: secrets.redact })
     }
+    if (tool.kind === 'mcp') return secrets.redact(jsonValue(await mcp.call(refOf(tool), tool.tool, args, context), maxResponseBytes))
     const server = serverTool(tool)
     if (server === undefined) throw unknownTool(tool)
     // Copies both ways: a tool that goes on with its arguments or its answer after the end must change nothing here.
@@ -61,22 +118,33 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
   }
 
   return {
-    listings: () => [...builtins.values(), ...modules.values()].map(({ run: _, ...listing }) => ({ ...listing, kind: builtins.has(listing.name) ? 'builtin' : 'module' })),
+    async listings () {
+      const own = [...builtins.values(), ...modules.values()].map(({ run: _, ...listing }): ToolListing => {
+        return { ...listing, kind: builtins.has(listing.name) ? 'builtin' : 'module' }
+      })
+      const others = await Promise.all(mcp.names().map(async (server) => {
+        const listed = await mcp.list({ server }, LIST_MS).catch(() => [])
+        return listed.map((one): ToolListing => ({ ...one, kind: 'mcp', server, timeout_ms: null, placement: 'local' }))
+      }))
+      return [...own, ...others.flat()]
+    },
 
     async check (tool) {
-      if (!isDeclared(tool) && serverTool(tool) === undefined) return [{ pointer: '/name', detail: `this server has no ${tool.kind} tool of that name: see GET /tools` }]
-      const faults = tool.kind === 'http' ? httpToolFaults(tool, egress, secrets) : []
-      if (tool.retry !== undefined && !isIdempotent(tool)) faults.push({ pointer: '/retry', detail: 'only for a tool that is idempotent: add "idempotent": true if it honours Idempotency-Key' })
-      if (tool.approval_expires_seconds !== undefined && tool.approval !== 'always') faults.push({ pointer: '/approval_expires_seconds', detail: 'only with "approval": "always"' })
+      if (tool.kind !== 'mcp' && !isDeclared(tool) && serverTool(tool) === undefined) return [{ pointer: '/name', detail: `this server has no ${tool.kind} tool of that name: see GET /tools` }]
+      const faults = tool.kind === 'mcp' ? mcpFaults(tool) : tool.kind === 'http' ? httpToolFaults(tool, egress, secrets) : []
+      if (tool.retry !== undefined && !(tool.kind === 'mcp' ? tool.idempotent : isIdempotent(tool))) faults.push({ pointer: '/retry', detail: 'only for a tool that is idempotent: add "idempotent": true if it honours Idempotency-Key' })
+      if (tool.approval_expires_seconds !== undefined && (tool.approval ?? 'never') === 'never') faults.push({ pointer: '/approval_expires_seconds', detail: 'only with "approval": "always"' })
       if (tool.name === 'final_answer' && tool.kind === 'builtin' && tool.approval === 'always') faults.push({ pointer: '/approval', detail: 'a final answer is no call that could be held back' })
       for (const [i, template] of (tool.resources ?? []).entries()) {
         if (/[{}]/.test(template.replace(/\{[^{}]+\}/g, ''))) faults.push({ pointer: `/resources/${i}`, detail: 'has a brace without its other half; write {field} for a field of the arguments' })
       }
-      if (!isDeclared(tool)) return faults
+      if (tool.kind === 'mcp' || !isDeclared(tool)) return faults
       const schema = schemaOf(tool)
       if (schema !== undefined) faults.push(...(await parameters.check(schema)).map((fault) => ({ ...fault, pointer: `/parameters${fault.pointer}` })))
       return faults
     },
+
+    expand: async (tool, taken) => tool.kind === 'mcp' ? await expandMcp(tool, taken) : { tools: [tool], faults: [] },
 
     describe (tool) {
       const description = isDeclared(tool) ? tool.description : serverTool(tool)?.description
@@ -117,16 +185,19 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
 
     run: (tool, args, context) => untilAborted(context, (guarded) => execute(tool, args, guarded)),
 
-    close: () => egress.close()
+    async close () {
+      await mcp.close()
+      await egress.close()
+    }
   }
 }
 
 /** Whether the definition itself has description and parameters. */
-function isDeclared (tool: ToolDefinition): tool is Extract<ToolDefinition, { kind: 'http' | 'client' }> {
-  return tool.kind === 'http' || tool.kind === 'client'
+function isDeclared (tool: RunTool): tool is Extract<RunTool, { kind: 'http' | 'client' | 'mcp' }> {
+  return tool.kind === 'http' || tool.kind === 'client' || tool.kind === 'mcp'
 }
 
-function unknownTool (tool: ToolDefinition): ToolError {
+function unknownTool (tool: RunTool): ToolError {
   return new ToolError('unknown_tool', `This server has no ${tool.kind} tool named ${tool.name}.`)
 }
 

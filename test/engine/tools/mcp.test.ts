@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url'
 import { gzipSync } from 'node:zlib'
 import t, { type Test } from 'tap'
 import { openEgress } from '../../../src/engine/tools/egress.js'
+import { HttpTransport } from '../../../src/engine/tools/mcp/http-transport.js'
 import { openMcp, type Mcp, type McpOptions, type McpRef } from '../../../src/engine/tools/mcp/mcp.js'
 import { callOutput } from '../../../src/engine/tools/mcp/result.js'
 import { parseMcpServers, type McpServer } from '../../../src/engine/tools/mcp/servers.js'
@@ -246,7 +247,7 @@ t.test('a process by stdio', async (t) => {
   t.test('is gone when close has resolved, also one that was still starting or in mid-call', async (t) => {
     const { children, started, stop } = watchChildren()
     t.teardown(stop)
-    const mcp = open(t, { busy: everythingByStdio, starting: everythingByStdio, silent: { command: process.execPath, args: ['-e', 'process.stdin.resume(); setInterval(() => {}, 1e6)'] } })
+    const mcp = open(t, { busy: everythingByStdio, starting: everythingByStdio, silent: { command: process.execPath, args: ['-e', 'process.on("SIGTERM", () => {}); setInterval(() => {}, 1e6)'] } })
     let began = (): void => {}
     const under = new Promise<void>((resolve) => { began = resolve })
     const calls = [failureOf(mcp.call({ server: 'busy' }, 'trigger-long-running-operation', { duration: 60, steps: 1200 }, toolContext({ progress: () => began() })))]
@@ -342,6 +343,7 @@ t.test('sessions', async (t) => {
     t.equal(await call('quick'), 'quick')
     answer()
     t.equal(await slow, 'slow')
+    await server.waitFor((requests) => requests.find(({ http }) => http === 'GET')?.closed === true)
   })
 
   t.test('are ended by close', async (t) => {
@@ -437,6 +439,24 @@ t.test('a call over HTTP', async (t) => {
     t.equal(server.count('notifications/cancelled'), 1)
   })
 
+  t.test('cancelled before it was sent, it is not sent', async (t) => {
+    const server = await startMcpServer({
+      intercept: (_request, response) => {
+        response.writeHead(202).end()
+        return true
+      }
+    })
+    const egress = openEgress({ allowedHosts: ['127.0.0.1'] })
+    t.teardown(() => Promise.all([server.close(), egress.close()]))
+    const transport = new HttpTransport(new URL(server.url), { headers: {}, egress, maxBytes: 1000 })
+    await transport.start()
+    const sent = failureOf(transport.send({ jsonrpc: '2.0', id: 7, method: 'tools/call', params: { name: 'act' } }))
+    await transport.send({ jsonrpc: '2.0', method: 'notifications/cancelled', params: { requestId: 7 } })
+    await sent
+    await transport.close()
+    t.same(server.requests.map(({ method }) => method), ['notifications/cancelled'])
+  })
+
   t.test('a signal that is aborted after the answer cancels nothing', async (t) => {
     const { server, mcp, ref } = await setup(t)
     const stop = new AbortController()
@@ -484,15 +504,17 @@ t.test('a call over HTTP', async (t) => {
     ['accepts the request like a notification', (response) => { response.writeHead(202).end() }],
     ['answers another request', (response) => { sse(response, sseResult(99_999, 'x')).end() }],
     ['answers with an empty list', (response) => { response.writeHead(200, { 'content-type': 'application/json' }).end('[]') }],
-    ['breaks a stream that cannot be resumed any more', (response) => { sse(response, 'id: 1\nretry: 0\ndata:').end() }],
+    ['ends a stream that it then refuses to resume', (response) => { sse(response, 'id: refused\nretry: 0\ndata:').end() }],
+    ['ends a stream that it then resumes with nothing', (response) => { sse(response, 'id: empty\nretry: 0\ndata:').end() }],
     ['answers with what is no message', (response) => { sse(response, 'data: {"half":').end() }]
   ]
   for (const [what, act] of broken) {
     t.test(`fails when the server ${what}`, async (t) => {
       const { server, call } = await setup(t, {
-        intercept: ({ method, http, headers, message }, response) => {
+        intercept: ({ method, headers, message }, response) => {
           if (method === 'tools/call') act(response, message.id)
-          else if (http === 'GET' && headers['last-event-id'] !== undefined) response.writeHead(400).end()
+          else if (headers['last-event-id'] === 'refused') response.writeHead(400).end()
+          else if (headers['last-event-id'] === 'empty') sse(response).end()
           else return false
           return true
         }
@@ -569,7 +591,7 @@ t.test('a call over HTTP', async (t) => {
   t.test('a flood on the stream for notifications ends that stream, not the calls', async (t) => {
     const { server, call } = await setup(t, {
       intercept: ({ http }, response) => {
-        if (http === 'GET') sse(response).write(`data: ${big}`)
+        if (http === 'GET') sse(response, 'retry: 0\ndata:').write(`data: ${big}`)
         return http === 'GET'
       }
     }, { maxResponseBytes: 100_000 })

@@ -3,23 +3,23 @@ import { once } from 'node:events'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import t from 'tap'
-import type { HttpTool, ToolDefinition } from '../../../src/core/tool.js'
+import type { HttpTool, RunTool } from '../../../src/core/tool.js'
 import { openTools } from '../../../src/engine/tools/tools.js'
 import { toolContext } from '../../support/tool-context.js'
 
 const dir = join(import.meta.dirname, '../../support/tools')
 const http: HttpTool = { kind: 'http', name: 'weather', url: 'https://example.com/' }
-const module = (name: string): ToolDefinition => ({ kind: 'module', name })
+const module = (name: string): RunTool => ({ kind: 'module', name })
 
 t.test('listings: builtin and module tools, as GET /tools shows them', async (t) => {
   const tools = await openTools({ dir })
   t.teardown(() => tools.close())
-  const listings = tools.listings()
+  const listings = await tools.listings()
   t.same(listings.map(({ kind, name }) => `${kind} ${name}`), ['builtin http_fetch', 'builtin final_answer', 'module echo', 'module fail', 'module sleep', 'module deaf_sleep', 'module hang'])
   for (const listing of listings) t.same(Object.keys(listing).sort(), ['description', 'effects', 'idempotent', 'kind', 'name', 'parameters', 'placement', 'timeout_ms'])
   t.match(listings[0], { effects: 'read', idempotent: true, timeout_ms: null, placement: 'local', parameters: { type: 'object', required: ['url'], additionalProperties: false } })
   t.strictSame(JSON.parse(JSON.stringify(listings)), listings, 'nothing but JSON')
-  t.same((await openTools()).listings().length, 2, 'without a folder')
+  t.same((await (await openTools()).listings()).length, 2, 'without a folder')
 })
 
 t.test('describe: the tool as the provider is told of it', async (t) => {

@@ -33,6 +33,8 @@ interface Exchange {
   accepted: boolean
   /** The latest response was read to its end, or broke. */
   ended: boolean
+  /** When, by the process's clock. */
+  endedAt: number
   /** The latest event id: with one, the SDK asks for the rest of a stream that ended. */
   token: string | null
   /** Resumes in a row that failed. */
@@ -49,7 +51,8 @@ export interface HttpTransportOptions {
 /**
  * The SDK's streamable HTTP transport behind the egress guard, and with an end to every request: the SDK lets one wait for ever whose
  * answer stream ends without the answer (typescript-sdk issue 2739), and keeps the stream of a cancelled one open. Redirects are
- * followed by the SDK, within the origin only; each hop is judged. The stream for what is no answer is opened once and not again.
+ * followed by the SDK, within the origin only; wherever one leads, the guard judges the connection. The stream for what is no answer
+ * is opened once and not again.
  */
 export class HttpTransport extends StreamableHTTPClientTransport {
   readonly #options: HttpTransportOptions
@@ -81,7 +84,8 @@ export class HttpTransport extends StreamableHTTPClientTransport {
       await super.send(message, options).finally(() => cancelled?.controller.abort())
       return
     }
-    const exchange: Exchange = { id: Number(message.id), controller: new AbortController(), accepted: false, ended: false, token: null, failures: 0 }
+    const controller = new AbortController()
+    const exchange: Exchange = { id: Number(message.id), controller, accepted: false, ended: false, endedAt: 0, token: null, failures: 0 }
     this.#open.set(exchange.id, exchange)
     try {
       await super.send(message, { ...options, onresumptiontoken: (token) => { exchange.token = token } })
@@ -111,8 +115,11 @@ export class HttpTransport extends StreamableHTTPClientTransport {
     if (init.method !== 'POST') return await this.#exchange(url, init, init.signal)
     const message = JSON.parse(init.body as string) as { id?: number, method?: string }
     // An answer to a request of the server has an id too, but one of the server's.
-    const exchange = message.method === undefined ? undefined : this.#open.get(message.id ?? NaN)
-    if (exchange !== undefined) return await this.#exchange(url, init, exchange.controller.signal, exchange)
+    if (message.id !== undefined && message.method !== undefined) {
+      const exchange = this.#open.get(message.id)
+      if (exchange === undefined) throw new Error('cancelled before it was sent')
+      return await this.#exchange(url, init, exchange.controller.signal, exchange)
+    }
     const patience = AbortSignal.timeout(NOTIFICATION_MS)
     return await this.#exchange(url, init, init.signal == null ? patience : AbortSignal.any([init.signal, patience]))
   }
@@ -121,7 +128,8 @@ export class HttpTransport extends StreamableHTTPClientTransport {
     const exchange = [...this.#open.values()].find((one) => one.ended && one.token === token)
     if (exchange === undefined) return notOffered()
     const { signal } = exchange.controller
-    await delay(MIN_RESUME_MS, undefined, { signal })
+    const early = MIN_RESUME_MS - (performance.now() - exchange.endedAt)
+    if (early > 0) await delay(early, undefined, { signal })
     const response = await this.#exchange(url, init, signal, exchange).catch((error: unknown) => {
       this.#notResumed(exchange, 0)
       throw error
@@ -142,8 +150,6 @@ export class HttpTransport extends StreamableHTTPClientTransport {
   }
 
   async #exchange (url: URL, init: RequestInit, signal: AbortSignal | null | undefined, exchange?: Exchange): Promise<Response> {
-    const refusal = this.#options.egress.refusal(url)
-    if (refusal !== null) throw new ToolError('tool_error', refusal)
     const response = await fetch(url, { ...init as FetchInit, signal: signal ?? null, dispatcher: this.#options.egress.dispatcher })
     return this.#guarded(response as unknown as Response, exchange)
   }
@@ -160,6 +166,7 @@ export class HttpTransport extends StreamableHTTPClientTransport {
     const ended = (): void => {
       if (exchange === undefined) return
       exchange.ended = true
+      exchange.endedAt = performance.now()
       this.#settle(exchange)
     }
     const guarded = new ReadableStream<Uint8Array>({

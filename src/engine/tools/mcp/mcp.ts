@@ -129,7 +129,7 @@ export function openMcp (options: McpOptions): Mcp {
   function discard (slot: Slot): void {
     clearTimeout(slot.idle)
     for (const [key, value] of slots) if (value === slot) slots.delete(key)
-    if (slot.connection !== null) track(slot.connection.then((connection) => connection.close(), () => {}))
+    if (slot.connection !== null) track(slot.connection.then((connection) => connection.close()).catch(() => {}))
   }
 
   function release (ref: McpRef, slot: Slot): void {
