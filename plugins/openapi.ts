@@ -20,6 +20,8 @@ export default fp(async (app) => {
       tags: [
         { name: 'Runs', description: 'Pieces of work on a conversation, from input to final answer.' },
         { name: 'Messages', description: 'What is said to a run while it is active.' },
+        { name: 'Actions', description: 'What a run in `requires_action` waits for: decisions of people, outputs of client tools.' },
+        { name: 'Orphans', description: 'Results that came after their calls were settled.' },
         { name: 'Events', description: 'The log: durable, in order, without a gap.' },
         { name: 'Conversations', description: 'The ledgers a model sees.' },
         { name: 'Server', description: 'What this server offers.' },

@@ -24,12 +24,19 @@ t.test('M5: every POST of openapi.yaml takes a key', async (t) => {
   const { app, fake } = await testApp(t)
   const { id } = await newRun(app)
   const { paths } = app.swagger() as unknown as { paths: Record<string, Record<string, { parameters?: { name: string }[] }>> }
-  const bodies: Record<string, object> = { '/runs': { input: 'x' }, '/conversations': {}, '/runs/{run_id}/messages': { content: 'x' } }
+  const callId = 'call_01KAG6XN3Q8V5T2M7R4C9B1DZH'
+  const bodies: Record<string, object> = {
+    '/runs': { input: 'x' },
+    '/conversations': {},
+    '/runs/{run_id}/messages': { content: 'x' },
+    '/runs/{run_id}/decisions': { suspension_id: 'susp_01KAG6XN3Q8V5T2M7R4C9B1DZH1', decisions: [{ call_id: callId, decision: 'approve' }] },
+    '/runs/{run_id}/tool_outputs': { outputs: [{ call_id: callId, output: 1 }] }
+  }
   const posts = Object.entries(paths).filter(([, item]) => item.post !== undefined)
   t.ok(posts.length >= 3)
   for (const [path, { post: operation }] of posts) {
     t.ok(operation?.parameters?.some(({ name }) => name === 'Idempotency-Key'), path)
-    const request = { method: 'POST', url: path.replace('{run_id}', id), headers: { 'idempotency-key': path }, payload: bodies[path] } as const
+    const request = { method: 'POST', url: path.replace('{run_id}', id).replace('{call_id}', callId), headers: { 'idempotency-key': path }, payload: bodies[path] } as const
     const first = await app.inject(request)
     t.ok(first.statusCode < 300, path)
     const calls = fake.calls.length

@@ -42,11 +42,11 @@ const wrong: [string, unknown, { pointer: string, detail: string }[]][] = [
   ['a limit below one (E6)', { input: 'x', limits: { max_tool_concurrency: 0 } }, [{ pointer: '/limits/max_tool_concurrency', detail: 'must be 1 or more' }]],
   ['an unknown limit', { input: 'x', limits: { max_fun: 5 } }, [{ pointer: '/limits/max_fun', detail: 'unknown field' }]],
   ['an unknown policy', { input: 'x', tool_policy: { mood: 'good' } }, [{ pointer: '/tool_policy/mood', detail: 'unknown field' }]],
-  ['a tool of no known kind', { input: 'x', tools: [{ kind: 'mcp', name: 'a' }] }, [{ pointer: '/tools/0/kind', detail: 'must be one of "http", "builtin", "module"' }]],
+  ['a tool of no known kind', { input: 'x', tools: [{ kind: 'pigeon', name: 'a' }] }, [{ pointer: '/tools/0/kind', detail: 'must be one of "http", "builtin", "module", "client", "mcp"' }]],
   ['a tool without a kind', { input: 'x', tools: [{ name: 'a' }] }, [{ pointer: '/tools/0/kind', detail: 'is required' }]],
-  ['errors of the kind of tool that is meant', { input: 'x', tools: [{ kind: 'http', name: 'a b', retry: 1 }] }, [
+  ['errors of the kind of tool that is meant', { input: 'x', tools: [{ kind: 'http', name: 'a b', retries: 1 }] }, [
     { pointer: '/tools/0/url', detail: 'is required' },
-    { pointer: '/tools/0/retry', detail: 'unknown field' },
+    { pointer: '/tools/0/retries', detail: 'unknown field' },
     { pointer: '/tools/0/name', detail: 'must match ^[a-zA-Z0-9_-]{1,64}$' }
   ]],
   ['a header that would end the line (S5)', { input: 'x', tools: [{ kind: 'http', name: 'a', url: 'http://a.example', headers: { 'x-a': 'b\r\nx-c: d' } }] }, [
@@ -91,6 +91,9 @@ t.test('A1: of many errors the first twenty are listed', async (t) => {
   t.equal(refused(t, response, 422, 'validation_failed').errors?.length, 20)
 })
 
+const DECISIONS = { suspension_id: 'susp_01KAG6XN3Q8V5T2M7R4C9B1DZH1', decisions: [{ call_id: UNKNOWN_CALL, decision: 'approve' }] }
+const OUTPUTS = { outputs: [{ call_id: UNKNOWN_CALL, output: null }] }
+
 t.test('A3: what does not exist is 404 on every route', async (t) => {
   const { app } = await testApp(t)
   const routes = Object.entries((app.swagger() as { paths: Record<string, Record<string, unknown>> }).paths)
@@ -100,7 +103,8 @@ t.test('A3: what does not exist is 404 on every route', async (t) => {
   const ids = { run_id: UNKNOWN_RUN, call_id: UNKNOWN_CALL, message_id: 'msg_01KAG6XN3Q8V5T2M7R4C9B1DZH', conversation_id: 'conv_01KAG6XN3Q8V5T2M7R4C9B1DZH' }
   for (const { method, path, takesBody } of routes) {
     const url = path.replace(/{(\w+)}/g, (_, name: keyof typeof ids) => ids[name])
-    refused(t, await app.inject({ method, url, ...(takesBody && { payload: { content: 'hello' } }) }), 404, 'not_found')
+    const payload = path.endsWith('/decisions') ? DECISIONS : path.endsWith('/tool_outputs') ? OUTPUTS : { content: 'hello' }
+    refused(t, await app.inject({ method, url, ...(takesBody && { payload }) }), 404, 'not_found')
   }
   refused(t, await post(app, '/runs', { input: 'x', conversation_id: 'nobody' }), 404, 'not_found')
   const { id } = await newRun(app)

@@ -174,7 +174,7 @@ export function fakeServices () {
       },
       attach: async (caller, runId) => {
         runOf(caller, runId)
-        throw notFound('orphan')
+        return { message_id: `msg_${caller.operation}`, receipt: 'queued', mode: 'steer', cancelled_call_ids: [], position: 1 }
       }
     },
     conversations: {
