@@ -35,7 +35,7 @@ story('client tools: the run waits for the outputs, in parts or together, errors
   t.match((await client.calls(run.id)).map(({ status, attempt }) => [status, attempt]), [['completed', 1], ['completed', 1], ['failed', 1], ['completed', 1]])
 })
 
-story('client tools: an output for a call that does not wait is refused; a late one is kept as an orphan', async (t, { model, service, tool }) => {
+story('D7, D8: an output for a call that does not wait is refused; a second one is kept as an orphan, and the first counts', async (t, { model, service, tool }) => {
   const { client } = await service()
   model.script('conv:a', [call({ id: 'a', name: 'locate', arguments: {} }, { id: 'b', name: 'echo', arguments: { value: 1 } }), say('done')])
   const { run, stream } = await begin(client, { input: 'conv:a', tools: [locate, tool('echo')] })

@@ -1,7 +1,7 @@
 import type { Test } from 'tap'
 import { problemIn } from '../support/client.js'
 import { answer, call, say } from '../support/model-reply.js'
-import { begin } from '../support/schedule-http.js'
+import { begin, send, told } from '../support/schedule-http.js'
 import { many, results } from '../support/tool-calls.js'
 import { maxOverlap } from '../support/tool-server.js'
 import { story as tell, type World } from '../support/world.js'
@@ -215,4 +215,18 @@ story('every field of a tool definition that is wrong is named, and there is no 
   }
   t.same((await client.get<{ data: unknown[] }>('/runs')).data, [])
   t.equal(tools.count(), 0)
+})
+
+story('H6: a message that comes while a final answer waits for its siblings is not lost', async (t, { model, tools, service, tool }) => {
+  const { client } = await service()
+  for (const mode of ['queue', 'steer', 'interrupt'] as const) {
+    model.script(`conv:${mode}`, [call({ id: 'h', name: 'hold', arguments: { key: mode } }, { id: 'f', name: 'final_answer', arguments: { answer: 'early' } }), say('answered')])
+    const { run, stream } = await begin(client, { input: `conv:${mode}`, tools: [tool('hold')], tool_policy: { final_answer_tool: 'final_answer' } })
+    await stream.event('tool.completed', ({ output }) => output === 'early')
+    await send(client, run, { content: 'one more thing', mode })
+    tools.release(mode)
+    await stream.ended
+    t.match(await client.run(run.id), { status: 'completed', output: 'answered' }, mode)
+    t.equal(told(model.requests(`conv:${mode}`)[1]).at(-1), 'one more thing')
+  }
 })
