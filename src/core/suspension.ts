@@ -11,9 +11,6 @@ export function suspend (draft: Draft, run: ActiveRun, phase: BatchPhase): boole
   if (calls.length === 0) return false
   const id = `susp_${phase.id.slice('batch_'.length)}${++phase.suspensions}`
   const place = { turn: phase.turn, batch_id: phase.id }
-  const shown = calls.map((call) => ({ call_id: call.id, name: call.name, arguments: call.arguments ?? {}, kind: awaited(call) as 'approval' | 'client_tool' }))
-  const kinds = new Set(shown.map((call) => call.kind))
-  const kind = kinds.size > 1 ? 'mixed' : kinds.has('approval') ? 'approval' : 'client_tools'
   for (const call of calls) {
     const left = awaited(call) === 'approval' ? call.rules.approval : call.rules.client
     call.expires_at = left?.expires_ms == null ? null : draft.now + left.expires_ms
@@ -26,16 +23,36 @@ export function suspend (draft: Draft, run: ActiveRun, phase: BatchPhase): boole
     })
   }
   for (const call of calls) call.status = 'suspended'
-  const times = calls.flatMap((call) => call.expires_at ?? [])
-  const created = emit(draft, run, 'suspension.created', { ...place, caused_by: calls.map((call) => call.cause) }, {
-    suspension_id: id, kind, calls: shown, expires_at: times.length === 0 ? null : iso(Math.min(...times))
-  })
+  const asking = questions(calls)
+  const created = emit(draft, run, 'suspension.created', { ...place, caused_by: calls.map((call) => call.cause) }, { suspension_id: id, ...asking })
   phase.suspension = { id, created_at: draft.now, cause: created, expired: false }
   put(draft, docNames.suspension(id), JSON.stringify({ run_id: run.id, calls: calls.map((call) => call.id) }))
   run.status = 'requires_action'
-  emit(draft, run, 'run.requires_action', { caused_by: [created] }, { suspension_id: id, kind })
+  emit(draft, run, 'run.requires_action', { caused_by: [created] }, { suspension_id: id, kind: asking.kind })
   return true
 }
+
+/** What is asked of people and of the client, for calls of a suspension that are to be answered. */
+export interface Questions {
+  kind: 'approval' | 'client_tools' | 'mixed'
+  calls: { call_id: string, name: string, arguments: Record<string, unknown>, kind: 'approval' | 'client_tool' }[]
+  /** When the first of them is too late to answer; null: never. */
+  expires_at: string | null
+}
+
+export function questions (calls: CallState[]): Questions {
+  const shown = calls.map((call) => ({ call_id: call.id, name: call.name, arguments: call.arguments ?? {}, kind: awaited(call) ?? 'approval' as const }))
+  const kinds = new Set(shown.map((call) => call.kind))
+  const times = calls.flatMap((call) => call.expires_at ?? [])
+  return {
+    kind: kinds.size > 1 ? 'mixed' : kinds.has('approval') ? 'approval' : 'client_tools',
+    calls: shown,
+    expires_at: times.length === 0 ? null : iso(Math.min(...times))
+  }
+}
+
+/** The calls that are still to be answered. */
+export const unanswered = (phase: BatchPhase): CallState[] => phase.calls.filter((call) => call.status === 'suspended' && !isConsented(call))
 
 /** Takes what a person has decided. Consents are kept until nothing is undecided any more; everything else settles its call at once. */
 export function decide (draft: Draft, command: Decide): Refusal | null {

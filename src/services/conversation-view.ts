@@ -1,6 +1,7 @@
 import { iso } from '../core/draft.js'
-import { awaited, dueAt } from '../core/schedule.js'
+import { dueAt } from '../core/schedule.js'
 import type { State } from '../core/state.js'
+import { unanswered } from '../core/suspension.js'
 import type { Conversation } from '../schemas/conversation.js'
 import type { Row } from '../store/store.js'
 
@@ -30,7 +31,7 @@ function waitingFor (state: State, now: number): Conversation['waiting_for'] {
   const { phase } = run
   if (phase.type === 'batch') {
     if (phase.suspension !== null) {
-      const waiting = phase.calls.filter((call) => call.status === 'suspended' && awaited(call) !== null).map((call) => `${call.id} (${call.name})`)
+      const waiting = unanswered(phase).map((call) => `${call.id} (${call.name})`)
       return { kind: 'action', detail: `decisions or outputs for ${waiting.join(', ')}, suspension ${phase.suspension.id}`, due_at: null }
     }
     const open = phase.calls.filter((call) => call.settled === 0).map((call) => `${call.id} (${call.name})`)

@@ -1,6 +1,6 @@
 import { docNames, iso } from '../core/draft.js'
 import type { ActiveRun, QueuedRun, RunEnd, RunRecord } from '../core/state.js'
-import { awaited } from '../core/schedule.js'
+import { questions, unanswered } from '../core/suspension.js'
 import { notFound } from '../errors.js'
 import type { RunSpec } from '../engine/run-spec.js'
 import type { RequiredAction } from '../schemas/action.js'
@@ -75,16 +75,7 @@ export function runView (row: Row, runId: string, record: RunRecord, end: RunEnd
 
 function requiredAction ({ phase }: ActiveRun): RequiredAction | null {
   if (phase.type !== 'batch' || phase.suspension === null) return null
-  const open = phase.calls.filter((call) => call.status === 'suspended' && awaited(call) !== null)
-  const calls = open.map((call) => ({ call_id: call.id, name: call.name, arguments: call.arguments ?? {}, kind: awaited(call) as 'approval' | 'client_tool' }))
-  const kinds = new Set(calls.map((call) => call.kind))
-  const times = open.flatMap((call) => call.expires_at ?? [])
-  return {
-    suspension_id: phase.suspension.id,
-    kind: kinds.size > 1 ? 'mixed' : kinds.has('approval') ? 'approval' : 'client_tools',
-    calls,
-    expires_at: times.length === 0 ? null : iso(Math.min(...times))
-  }
+  return { suspension_id: phase.suspension.id, ...questions(unanswered(phase)) }
 }
 
 function waitingOf (run: QueuedRun | undefined): Run['current'] {
