@@ -1,6 +1,6 @@
 import type { CallOutcome } from './command.js'
 import { abortWorker, append, docNames, drop, emit, iso, put, type Draft, type Piece } from './draft.js'
-import { putIn } from './references.js'
+import { asGiven, putIn } from './references.js'
 import { fillResources } from './resources.js'
 import type { CallError, CallStatus } from './run.js'
 import { isOpen, type ActiveRun, type BatchPhase, type CallState } from './state.js'
@@ -9,8 +9,8 @@ export function openBatch ({ state }: Draft): BatchPhase | null {
   return state.run?.phase.type === 'batch' ? state.run.phase : null
 }
 
-/** Arguments that grew beyond this, by what they refer to, are no arguments any more. Characters of JSON. */
-const MAX_ARGUMENT_CHARS = 1_000_000
+/** What one output may put into the arguments of one call, in characters: they stand in the row until the call starts. */
+const MAX_ARGUMENT_CHARS = 100_000
 
 /** Settles a call with what came of it. Its output goes into the arguments of the calls that refer to it (E10). */
 export function completeCall (draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, outcome: CallOutcome): void {
@@ -32,16 +32,12 @@ export function completeCall (draft: Draft, run: ActiveRun, phase: BatchPhase, c
 }
 
 function fillIn (draft: Draft, call: CallState, written: string, output: unknown): void {
-  const { value, missing } = putIn(call.arguments, written, output)
+  if (call.fault !== null) return
+  const { value, fault } = putIn(call.arguments, written, output, MAX_ARGUMENT_CHARS)
   const { [written]: _, ...others } = call.after
   call.after = others
-  if (missing !== null) {
-    call.fault ??= { code: 'invalid_arguments', message: `{{stepOutputs.${missing}}} leads nowhere in the output it refers to` }
-  } else if (JSON.stringify(value).length > MAX_ARGUMENT_CHARS) {
-    call.fault ??= { code: 'invalid_arguments', message: `with the outputs they refer to, the arguments have more than ${MAX_ARGUMENT_CHARS} characters` }
-  } else {
-    setArguments(draft, call, value as Record<string, unknown>)
-  }
+  if (fault !== null) call.fault = { code: 'invalid_arguments', message: fault }
+  else setArguments(draft, call, (Object.keys(others).length === 0 ? asGiven(value) : value) as Record<string, unknown>)
 }
 
 /** What the call is run with, where that is not what the model wrote. */

@@ -14,7 +14,7 @@ export function keepOrphan (draft: Draft, command: KeepOrphan): Refusal | null {
   const run = state.run?.id === command.run_id ? state.run : null
   const phase = run?.phase.type === 'batch' ? run.phase : null
   const call = phase?.calls.find((one) => one.id === command.call_id)
-  if (call !== undefined && call.settled === 0 && call.attempt === command.attempt) return 'stale'
+  if (call?.status === 'running' && call.attempt === command.attempt) return 'stale'
   const late = run === null ? 'run_ended' : call === undefined || call.status === 'cancelled' ? 'cancelled' : call.attempt !== command.attempt ? 'stale' : 'duplicate'
   const reason = command.known ?? late
   const { call_id: id, name, turn, output } = command

@@ -5,14 +5,14 @@ import type { CallError } from './run.js'
  * the same batch gives. `<call>` is the id the model gave the call, its id here, the name of its tool where only one call has it, or its
  * number in the batch from 1; all are matched exactly (E13). `<path>` goes into the output: `.field`, `.0` or `[0]`.
  */
-const REFERENCE = /\{\{\s*stepOutputs\.([^{}]*?)\s*\}\}/g
+const REFERENCE = /\{\{\s*stepOutputs\.([^{}]*)\}\}/g
 const PARTS = /^([^.[\]]+)((?:\.[^.[\]]+|\[\d+\])*)$/
 
 /** The calls that arguments refer to, as they are written there, each once. */
 export function referencesIn (value: unknown): string[] {
   const found = new Set<string>()
   visit(value, (text) => {
-    for (const [, written = ''] of text.matchAll(REFERENCE)) found.add(PARTS.exec(written)?.[1] ?? written)
+    for (const [, inner = ''] of text.matchAll(REFERENCE)) found.add(PARTS.exec(inner.trim())?.[1] ?? inner.trim())
     return text
   })
   return [...found]
@@ -20,38 +20,50 @@ export function referencesIn (value: unknown): string[] {
 
 /**
  * The value with what one call gave put in the place of every reference to it. A string that is nothing but a reference becomes the JSON value
- * itself; inside a longer text, a string goes in as it is and anything else as JSON. `missing`: a reference whose path leads nowhere, if there is one.
+ * itself; inside a longer text, a string goes in as it is and anything else as JSON. What is put in is no reference any more, whatever it
+ * says (`asGiven` undoes the mark). `fault`: why that cannot be done, if it cannot: a path that leads nowhere, or more than `maxChars` put in.
  */
-export function putIn (value: unknown, written: string, output: unknown): { value: unknown, missing: string | null } {
-  let missing: string | null = null
+export function putIn (value: unknown, written: string, output: unknown, maxChars: number): { value: unknown, fault: string | null } {
+  let fault: string | null = null
+  let left = maxChars
   const at = (reference: string): unknown => {
-    const [, call, path = ''] = PARTS.exec(reference) ?? []
+    const [, call, path = ''] = PARTS.exec(reference.trim()) ?? []
     if (call !== written) return undefined
     let found: unknown = output
     for (const [, field, index] of path.matchAll(/\.([^.[\]]+)|\[(\d+)\]/g)) {
       const name = field ?? index ?? ''
       const holder = typeof found === 'object' && found !== null && Object.hasOwn(found, name) ? found as Record<string, unknown> : null
       if (holder === null) {
-        missing = reference
+        fault ??= `{{stepOutputs.${reference.trim()}}} leads nowhere in the output it refers to`
         return null
       }
       found = holder[name]
     }
-    return found
+    left -= typeof found === 'string' ? found.length : JSON.stringify(found).length
+    if (left < 0) fault ??= `the outputs that the arguments refer to come to more than ${maxChars} characters`
+    return left < 0 ? null : found
   }
   const filled = visit(value, (text) => {
     const [whole] = text.matchAll(REFERENCE)
     if (whole?.[0] === text) {
       const found = at(whole[1] as string)
-      return found === undefined ? text : found
+      return found === undefined ? text : visit(found, marked)
     }
     return text.replace(REFERENCE, (all, reference: string) => {
       const found = at(reference)
-      return found === undefined ? all : typeof found === 'string' ? found : JSON.stringify(found)
+      return found === undefined ? all : marked(typeof found === 'string' ? found : JSON.stringify(found))
     })
   })
-  return { value: filled, missing }
+  return { value: filled, fault }
 }
+
+/** Arguments into which all outputs were put, without the marks of `putIn`. */
+export function asGiven (value: unknown): unknown {
+  return visit(value, (text) => text.replace(/\{\{\u0000(\s*stepOutputs\.)/g, '{{$1'))
+}
+
+/** A tool's output may look like a reference: it must not become one. */
+const marked = (text: string): string => text.replace(/\{\{(\s*stepOutputs\.)/g, '{{\u0000$1')
 
 /** A copy in which every string is what `change` makes of it. Names of fields are left alone. */
 function visit (value: unknown, change: (text: string) => unknown): unknown {

@@ -61,7 +61,7 @@ export function decide (draft: Draft, command: Decide): Refusal | null {
   const { run, phase, suspension } = found
   const calls = command.decisions.map((decision) => ({ decision, call: phase.calls.find((call) => call.id === decision.call_id) }))
   if (calls.some(({ call }) => call === undefined)) return 'not_found'
-  if (calls.some(({ call }) => !isUndecided(call as CallState))) return 'call_settled'
+  if (calls.some(({ call }) => !isUndecided(call as CallState) || isTooLate(draft, call as CallState))) return 'call_settled'
   for (const { decision, call } of calls) takeDecision(draft, run, phase, call as CallState, decision, suspension)
   return null
 }
@@ -70,10 +70,10 @@ function takeDecision (draft: Draft, run: ActiveRun, phase: BatchPhase, call: Ca
   record(draft, call, { suspension_id: suspension.id, decision: decision.decision, ...('reason' in decision && { reason: decision.reason }) })
   switch (decision.decision) {
     case 'approve':
-      call.approved = true
+      Object.assign(call, { approved: true, expires_at: null })
       return
     case 'edit':
-      call.approved = true
+      Object.assign(call, { approved: true, expires_at: null })
       setArguments(draft, call, decision.arguments)
       // What the model is told it asked for is what was done.
       put(draft, docNames.call(call.id), JSON.stringify({ call_id: call.id, name: call.name, arguments: decision.arguments }))
@@ -94,7 +94,8 @@ export function submitOutputs (draft: Draft, command: SubmitOutputs): Refusal | 
   if (found === null) return 'call_settled'
   const { run, phase } = found
   const calls = command.outputs.map(({ call_id: id, outcome }) => ({ outcome, call: phase.calls.find((call) => call.id === id) }))
-  if (calls.some(({ call }) => call === undefined || call.status !== 'suspended' || awaited(call) !== 'client_tool')) return 'call_settled'
+  const open = unanswered(phase).filter((call) => awaited(call) === 'client_tool' && !isTooLate(draft, call))
+  if (calls.some(({ call }) => call === undefined || !open.includes(call))) return 'call_settled'
   for (const { call, outcome } of calls) completeCall(draft, run, phase, call as CallState, outcome)
   return null
 }
@@ -103,7 +104,7 @@ export function submitOutputs (draft: Draft, command: SubmitOutputs): Refusal | 
 export function expire (draft: Draft, run: ActiveRun, phase: BatchPhase): boolean {
   const { suspension } = phase
   if (suspension === null) return false
-  const late = phase.calls.filter((call) => call.status === 'suspended' && !isConsented(call) && call.expires_at !== null && call.expires_at <= draft.now)
+  const late = unanswered(phase).filter((call) => isTooLate(draft, call))
   for (const call of late) {
     suspension.expired = true
     if (awaited(call) === 'approval') {
@@ -137,6 +138,9 @@ export function resolve (draft: Draft, run: ActiveRun, phase: BatchPhase, outcom
 
 /** A consent that a person has given, and that waits for the others. */
 const isConsented = (call: CallState): boolean => call.rules.approval !== undefined && call.approved && call.attempt === 0
+
+/** Its time to be answered is over, whether or not anybody has looked since. */
+const isTooLate = ({ now }: Draft, call: CallState): boolean => call.expires_at !== null && call.expires_at <= now
 
 const isUndecided = (call: CallState): boolean => isOpen(call) && call.status === 'suspended' && awaited(call) === 'approval'
 

@@ -83,7 +83,9 @@ async function takeTurn (
   while (!signal.aborted) {
     // Without the store nobody knows whose turn it is: not ours.
     const ms = await limiter.reserve(name, max, perMs).catch(() => null)
-    if (ms !== 0) await wait(ms ?? 250)
+    const until = clock.now() + (ms ?? 250)
+    // Timers cannot wait longer than some 24 days at once.
+    for (let left = ms ?? 250; left > 0 && !signal.aborted; left = until - clock.now()) await wait(Math.min(left, 86_400_000))
     if (ms !== null) return
   }
 }

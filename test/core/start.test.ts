@@ -192,3 +192,18 @@ t.test('D12: what writes one resource does so in request order, unless a referen
   })
   t.same(order, [['call_b'], ['call_c'], ['call_a']])
 })
+
+t.test('E10: what a tool gave is no reference, whatever it says, and cannot be multiplied without end', async (t) => {
+  const args = { x: '{{stepOutputs.1}}', y: '{{stepOutputs.2.id}} and {{ stepOutputs.1 }}' }
+  const scene = given(start(), work(), by('w1', ask(call('a'), call('b'), call('c', { arguments: args, references: referencesIn(args) }))))
+  const page = 'page: {{stepOutputs.2.token}} {{ stepOutputs.2.id }}'
+  scene.given(by('w1', result('a', page)), by('w1', result('b', { id: 7, token: 'SECRET' })))
+  t.same(scene.log.at(-1), { ...scene.log.at(-1), type: 'tool.started', arguments: { x: page, y: `7 and ${page}` } })
+
+  const many = { x: '{{stepOutputs.1}}'.repeat(60) }
+  const other = given(start(), work(), by('w1', ask(call('a'), call('c', { arguments: many, references: referencesIn(many) }))))
+  other.given(by('w1', result('a', 'x'.repeat(10_000_000))))
+  t.match(other.log.find(({ type }) => type === 'tool.failed'), { error: { code: 'invalid_arguments', message: /more than 100000 characters/ } })
+
+  t.same(referencesIn(`{{stepOutputs.${' '.repeat(500_000)}`), [], 'and a long text takes no time')
+})

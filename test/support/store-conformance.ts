@@ -56,7 +56,7 @@ async function stored (store: Store, commit: Commit): Promise<Base> {
 }
 
 /** What a reader of a conversation hears, and a way to wait for it. */
-async function listen (t: Test, feed: Feed, conversation: string): Promise<{ heard: Signal[], quiet: (least?: number) => Promise<Signal[]> }> {
+async function listen (t: Test, feed: Feed, conversation: string): Promise<{ heard: Signal[], quiet: (least?: number, kind?: Signal['kind']) => Promise<Signal[]> }> {
   const heard: Signal[] = []
   let wake = () => { /* nobody waits */ }
   t.teardown(await feed.subscribe(conversation, (signal) => {
@@ -65,10 +65,13 @@ async function listen (t: Test, feed: Feed, conversation: string): Promise<{ hea
   }))
   return {
     heard,
-    /** All that was published before this call, in order; at least so many: between two nodes of a cluster the mark can overtake. */
-    async quiet (least = 0) {
+    /**
+     * All that was published before this call, or all of one kind, in order; at least so many: between two nodes of a cluster the mark can overtake.
+     * What was published before anybody listened can come as well.
+     */
+    async quiet (least = 0, kind) {
       const mark = unique('mark')
-      const told = () => heard.filter((signal) => signal.kind !== 'stopped')
+      const told = () => heard.filter((signal) => kind === undefined ? signal.kind !== 'stopped' : signal.kind === kind)
       const marked = () => told().length >= least && heard.some((signal) => signal.kind === 'stopped' && signal.worker === mark)
       const come = new Promise<void>((resolve) => {
         wake = () => { if (marked()) resolve() }
@@ -253,7 +256,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     await store.commit(first)
     const silent = await stored(store, commitOf(id, base))
     await stored(store, commitOf(id, silent, { events: Array.from({ length: 30 }, (_, i) => eventOf(id, i + 3)) }))
-    const signals = await quiet()
+    const signals = await quiet(2, 'events')
     t.same(eventSignals(signals), await store.log(id, 0, 100))
     t.same(heard.filter(({ kind }) => kind === 'events').length, 2, 'once per commit that has events, and once although it was sent twice')
   })
@@ -278,7 +281,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     t.same(await store.partial(id), { run_id: 'run', turn: 1, attempt: 1, lane: 'main', text: 'hello' })
     await stored(store, commitOf(id, base, { state: stateOf(id) }))
     t.equal(await store.append(id, 5, delta()), false, 'the turn is over')
-    t.same((await quiet()).filter(({ kind }) => kind === 'delta'), [
+    t.same(await quiet(1, 'delta'), [
       { kind: 'delta', run_id: 'run', turn: 1, json: JSON.stringify({ type: 'turn.delta', conversation_id: id, run_id: 'run', turn: 1, attempt: 1, lane: 'main', offset: 0, text: 'hello' }) }
     ])
   })
@@ -312,7 +315,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     t.equal((await store.partial(id))?.text, 'hello')
     await store.append(id, 1, delta({ offset: 5, byte: 5, text: ' world!' }))
     t.equal((await store.partial(id))?.text, 'hello world!')
-    t.same((await quiet(2)).flatMap((signal) => signal.kind === 'delta' ? [(JSON.parse(signal.json) as Delta).text] : []), ['hello', ' world!'])
+    t.same((await quiet(2, 'delta')).flatMap((signal) => signal.kind === 'delta' ? [(JSON.parse(signal.json) as Delta).text] : []), ['hello', ' world!'])
   })
 
   t.test('I25: the text of an attempt goes when its fence does, and not before', async (t) => {
@@ -423,7 +426,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     t.ok((await leftovers(id)).length > 0)
     const { quiet } = await listen(t, feed, id)
     t.equal(await store.remove(id), true)
-    t.same(await quiet(), [{ kind: 'removed' }])
+    t.same(await quiet(1, 'removed'), [{ kind: 'removed' }])
 
     t.same(await store.commit(commitOf(id, base, { messages: [['late']], events: [eventOf(id, 2)], created: [run], due: 6 })), { status: 'conflict', row: null })
     t.equal(await store.append(id, 1, delta()), false)
@@ -521,17 +524,24 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
   t.test('C3: readers of one conversation all hear the same, and one that leaves does not take the others with it', async (t) => {
     const id = unique('conv')
     const seen: Signal[][] = [[], [], []]
-    const offs = await Promise.all(seen.map((into) => feed.subscribe(id, (signal) => { into.push(signal) })))
+    let look = () => { /* nobody waits */ }
+    const offs = await Promise.all(seen.map((into) => feed.subscribe(id, (signal) => {
+      into.push(signal)
+      look()
+    })))
+    const seqs = () => seen.map((signals) => eventSignals(signals).map(({ seq }) => seq))
+    const come = (readers: number[], seq: number) => new Promise<void>((resolve) => {
+      look = () => { if (readers.every((i) => seqs()[i]?.includes(seq))) resolve() }
+      look()
+    })
     const base = await stored(store, commitOf(id, null, { events: [eventOf(id, 1)] }))
-    const { quiet } = await listen(t, feed, id)
-    await quiet()
+    await come([0, 1, 2], 1)
     offs[1]?.()
     offs[1]?.()
     await stored(store, commitOf(id, base, { events: [eventOf(id, 2)] }))
-    await quiet()
+    await come([0, 2], 2)
     offs[0]?.()
     offs[2]?.()
-    const seqs = seen.map((signals) => eventSignals(signals).map(({ seq }) => seq))
-    t.same(seqs, [[1, 2], [1], [1, 2]])
+    t.same(seqs(), [[1, 2], [1], [1, 2]])
   })
 }

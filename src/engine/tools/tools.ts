@@ -81,7 +81,10 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
     const listed = await mcp.list(refOf(tool), LIST_MS).catch((error: unknown) => messageOf(error))
     if (typeof listed === 'string') return { tools: [], faults: [{ pointer: tool.server === undefined ? '/server_url' : '/server', detail: secrets.redact(listed) }] }
     const names = new Set(listed.map((one) => one.name))
-    const faults: ToolFault[] = (allowed ?? []).flatMap((name, i) => names.has(name) ? [] : [{ pointer: `/allowed/${i}`, detail: 'is no tool of this server: see its list' }])
+    const unknown = 'is no tool of this server: see its list'
+    const faults: ToolFault[] = (allowed ?? []).flatMap((name, i) => names.has(name) ? [] : [{ pointer: `/allowed/${i}`, detail: unknown }])
+    const consents = new Map(typeof approval === 'object' ? Object.entries(approval) : [])
+    for (const name of consents.keys()) if (!names.has(name)) faults.push({ pointer: `/approval/${name}`, detail: unknown })
     const used = new Set(taken)
     const offers: McpOffer[] = []
     for (const one of listed.filter(({ name }) => allowed?.includes(name) ?? true)) {
@@ -95,7 +98,7 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
         continue
       }
       used.add(name)
-      const consent = typeof approval === 'object' ? approval[one.name] : approval
+      const consent = typeof approval === 'object' ? consents.get(one.name) : approval
       offers.push({
         ...rest, name, tool: one.name, description: one.description, parameters: one.parameters,
         effects: tool.effects ?? one.effects, idempotent: tool.idempotent ?? one.idempotent, ...(consent !== undefined && { approval: consent })
@@ -110,7 +113,14 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
       const request = httpToolRequest(tool, args, context, secrets, sign)
       return await exchange(egress, request, { signal: context.signal, maxBytes: maxResponseBytes, redact: secrets.redact })
     }
-    if (tool.kind === 'mcp') return secrets.redact(jsonValue(await mcp.call(refOf(tool), tool.tool, args, context), maxResponseBytes))
+    if (tool.kind === 'mcp') {
+      const progress = (data: unknown) => context.progress(secrets.redact(data))
+      const output = await mcp.call(refOf(tool), tool.tool, args, { ...context, progress }).catch((error: unknown) => {
+        // A server may say what it was sent. The reason of an abort is ours.
+        throw error instanceof ToolError ? new ToolError(error.code, secrets.redact(error.message)) : error
+      })
+      return secrets.redact(jsonValue(output, maxResponseBytes))
+    }
     const server = serverTool(tool)
     if (server === undefined) throw unknownTool(tool)
     // Copies both ways: a tool that goes on with its arguments or its answer after the end must change nothing here.
