@@ -9,6 +9,35 @@ export function openBatch ({ state }: Draft): BatchPhase | null {
   return state.run?.phase.type === 'batch' ? state.run.phase : null
 }
 
+/** Starts a call: from here on its worker, or the client, has it. */
+export function startCall (draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState): void {
+  // A plain assignment would lose a tool named `__proto__`.
+  if (call.rules.max_calls !== undefined && call.attempt === 0) run.used = { ...run.used, [call.name]: usedOf(run, call) + 1 }
+  call.attempt++
+  call.since = draft.now
+  call.started_at ??= draft.now
+  call.placed = false
+  call.status = 'running'
+  call.cause = emit(draft, run, 'tool.started', { turn: phase.turn, batch_id: phase.id, call_id: call.id, caused_by: [call.cause] }, {
+    name: call.name, arguments: call.arguments ?? {}, attempt: call.attempt
+  })
+  call.arguments = null
+}
+
+/** Whether a call would be one too many of its tool (E15). Those that wait for a rate limit will be started, and count; so do those `beside` it. */
+export function isUsedUp (run: ActiveRun, phase: BatchPhase, call: CallState, beside: CallState[] = []): boolean {
+  const limit = call.rules.max_calls
+  if (limit === undefined || call.attempt > 0 || call.placed) return false
+  const promised = phase.calls.filter((one) => one.status === 'pending' && one.attempt === 0 && (one.placed || one.worker !== null))
+  return usedOf(run, call) + [...promised, ...beside].filter((one) => one.name === call.name).length >= limit
+}
+
+export const usedUp = ({ name, rules }: CallState): CallError => {
+  return { code: 'max_calls', message: `${name} can be called ${rules.max_calls} times in a run, and was; go on without it` }
+}
+
+const usedOf = ({ used }: ActiveRun, { name }: CallState): number => Object.hasOwn(used, name) ? used[name] as number : 0
+
 /** What one output may put into the arguments of one call, in characters: they stand in the row until the call starts. */
 const MAX_ARGUMENT_CHARS = 100_000
 
@@ -92,7 +121,8 @@ export function closeEarly (draft: Draft, run: ActiveRun, phase: BatchPhase, rea
 
 /** Stops a call. One that must not be stopped is left alone, and its result will come too late. */
 export function cancelCall (draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, reason: string): void {
-  if (call.rules.uncancellable !== true) abortWorker(draft, call.worker, null, [call.id], reason)
+  // What has only asked for its place has not begun: there is nothing to leave to finish.
+  if (call.rules.uncancellable !== true || call.status === 'pending') abortWorker(draft, call.worker, null, [call.id], reason)
   settleCall(draft, run, phase, call, 'cancelled', { reason }, { reason }, leavesTombstone(run, call) ? TOMBSTONE : null)
 }
 

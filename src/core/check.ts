@@ -40,7 +40,7 @@ export function checkState (state: State): string[] {
     const settled = call.status === 'completed' || call.status === 'failed' || call.status === 'cancelled'
     must(settled === !isOpen(call), `call ${call.id} is ${call.status}, but its place in the order of settling says otherwise`)
     must(call.status !== 'running' || call.attempt > 0, `call ${call.id} runs without having been started`)
-    must(call.worker === null || call.status === 'running', `call ${call.id} is ${call.status} but has a worker`)
+    must(call.worker === null || call.status === 'running' || (call.status === 'pending' && call.rules.rate_limited === true), `call ${call.id} is ${call.status} but has a worker`)
   }
   return wrong
 }

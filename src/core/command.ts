@@ -7,7 +7,7 @@ import type { CallRules } from './state.js'
  * same commit.
  */
 export type Command =
-  | CreateConversation | StartRun | Advance | RetryTurn | CompleteTurn | FailTurn | CompleteCall | ProgressCall | CancelRun | Lapse | Recover
+  | CreateConversation | StartRun | Advance | RetryTurn | CompleteTurn | FailTurn | PlaceCall | CompleteCall | ProgressCall | CancelRun | Lapse | Recover
   | PostMessage | EditMessage | WithdrawMessage | Decide | SubmitOutputs | KeepOrphan | DiscardOrphan | AttachOrphan
 
 interface Timed {
@@ -118,6 +118,17 @@ export interface FailTurn extends Timed {
   fence: number
   error: RunError
   usage: TokenCount | null
+}
+
+/** What a rate limit said to the worker that asked for a call: begin now, or come back. Only now is the call started. */
+export interface PlaceCall extends Timed {
+  type: 'PlaceCall'
+  call_id: string
+  /** How often the call was started before. */
+  attempt: number
+  worker: string
+  /** Milliseconds until its place comes; 0: it has come, and the worker begins. */
+  wait_ms: number
 }
 
 export interface CompleteCall extends Timed {

@@ -12,6 +12,8 @@ export interface Doc { name: string, value: string | null }
 export type Effect =
   | { type: 'call_model', turn: number, attempt: number, fence: number }
   | { type: 'run_calls', calls: { call_id: string, attempt: number }[] }
+  /** Ask for the places of these calls under their rate limits, in this order (`PlaceCall`). `attempt`: how often they were started before. */
+  | { type: 'take_places', calls: { call_id: string, attempt: number }[] }
   /** The named worker works for nothing now. It is a courtesy: whatever it still writes is refused. */
   | { type: 'abort', worker: string, fence: number | null, call_ids: string[], reason: string }
 

@@ -1,31 +1,41 @@
 import { conflict, type Holder } from './resources.js'
-import { isOpen, type ActiveRun, type BatchPhase, type CallState, type State } from './state.js'
+import { isBusy, isOpen, type ActiveRun, type BatchPhase, type CallState, type State } from './state.js'
 
 /**
  * The calls of a batch that may start now, in the order in which the batch can be run. A call waits
  * - for the calls its arguments refer to (E10)
  * - for a call before it that holds one of its resources in another way than reading both (D12); for all before it if one of the two is `exclusive`
  * - for a person or the client (J1), and under `suspension: barrier` for those that do before it
- * - for the time of its next try
+ * - for every call before it, without `parallel` (E5)
+ * - for the time of its next try, or of its place under a rate limit
  * - for room: the run's, and its tool's own (E4, E14)
+ * One under a rate limit may start as far as the batch is concerned; it is the limit that says when.
  */
 export function startable (run: ActiveRun, phase: BatchPhase, now: number): CallState[] {
-  let room = (run.policy.parallel ? run.limits.max_tool_concurrency : 1) - phase.calls.filter((call) => call.status === 'running').length
+  const { parallel, suspension } = run.policy
+  let room = (parallel ? run.limits.max_tool_concurrency : 1) - phase.calls.filter(isBusy).length
   const found: CallState[] = []
   if (room <= 0) return found
   const order = inOrder(phase)
-  const limited = new Map<string, number>()
-  for (const call of order) if (call.status === 'running') limited.set(call.name, (limited.get(call.name) ?? 0) + 1)
+  const busy = counter(order.filter(isBusy))
+  // Places are used up also if nobody begins: a run takes no more of them in advance than it could have at work.
+  const places = counter(order.filter((call) => isOpen(call) && call.rules.rate_limited === true && (call.placed || isBusy(call))))
   for (const [i, call] of order.entries()) {
     if (room <= 0) break
-    if (run.policy.suspension === 'barrier' && isOpen(call) && awaited(call) !== null) break
-    if (call.status !== 'pending' || call.fault !== null || call.ready_at > now || awaited(call) !== null) continue
-    if (Object.keys(call.after).length > 0 || isHeldUp(order, i)) continue
-    const running = limited.get(call.name) ?? 0
-    if (call.rules.max_concurrency !== undefined && running >= call.rules.max_concurrency) continue
-    limited.set(call.name, running + 1)
-    found.push(call)
-    room--
+    if (!isOpen(call)) continue
+    if (suspension === 'barrier' && awaited(call) !== null) break
+    const { max_concurrency: most, rate_limited: limited } = call.rules
+    const free = call.status === 'pending' && call.worker === null && call.fault === null && call.ready_at <= now && awaited(call) === null
+    if (free && Object.keys(call.after).length === 0 && !isHeldUp(order, i) && (most === undefined || busy.of(call) < most)) {
+      const another = limited === true && !call.placed
+      if (!another || places.of(call) < run.limits.max_tool_concurrency) {
+        busy.add(call)
+        if (another) places.add(call)
+        found.push(call)
+        room--
+      }
+    }
+    if (!parallel) break
   }
   return found
 }
@@ -35,15 +45,36 @@ export function startable (run: ActiveRun, phase: BatchPhase, now: number): Call
  * else of the batch is at work. Empty while something is.
  */
 export function suspendable (run: ActiveRun, phase: BatchPhase, now: number): CallState[] {
-  if (phase.suspension !== null || phase.calls.some((call) => call.status === 'running' || (call.status === 'pending' && call.ready_at > now))) return []
+  const { parallel, suspension } = run.policy
+  if (phase.suspension !== null || phase.calls.some((call) => isBusy(call) || (call.status === 'pending' && call.ready_at > now))) return []
+  if (startable(run, phase, now).length > 0) return []
   const order = inOrder(phase)
+  const first = order.find(isOpen)
+  const handedOut = counter([])
   const found = order.filter((call, i) => {
     if (call.status !== 'pending' || call.fault !== null || Object.keys(call.after).length > 0) return false
-    const waits = awaited(call)
     // A consent can be asked for early; what the client is handed it runs at once.
-    return waits === 'approval' || (waits === 'client_tool' && !isHeldUp(order, i))
+    if (awaited(call) !== 'client_tool') return awaited(call) === 'approval'
+    const most = call.rules.max_concurrency
+    if (isHeldUp(order, i) || (!parallel && call !== first) || (most !== undefined && handedOut.of(call) >= most)) return false
+    handedOut.add(call)
+    return true
   })
-  return run.policy.suspension === 'grouped' ? found : found.slice(0, 1)
+  return suspension === 'grouped' ? found : found.slice(0, 1)
+}
+
+/** The calls whose places under a rate limit are to be asked for, and that nobody asks for yet. */
+export function placeable (run: ActiveRun, phase: BatchPhase, now: number): CallState[] {
+  if (!phase.calls.some((call) => call.rules.rate_limited === true && call.status === 'pending')) return []
+  return startable(run, phase, now).filter((call) => call.rules.rate_limited === true)
+}
+
+/** Counts calls by the names of their tools. */
+function counter (calls: CallState[]): { of: (call: CallState) => number, add: (call: CallState) => void } {
+  const counts = new Map<string, number>()
+  const add = ({ name }: CallState) => { counts.set(name, (counts.get(name) ?? 0) + 1) }
+  calls.forEach(add)
+  return { of: ({ name }) => counts.get(name) ?? 0, add }
 }
 
 /** Whom a call waits for; null: nobody. */
@@ -79,9 +110,9 @@ export interface WantedJob { id: string }
 export const CALLS_PER_JOB = 8
 
 /**
- * The jobs a state needs: a due turn that nobody has claimed, and unclaimed calls. It is a function of the state, so that a job that
- * was lost is found again by looking. `generation` makes ids of their own when the first job seems to be lost for good (see
- * `generationOf`): a queue may still remember an id whose worker died.
+ * The jobs a state needs: a due turn that nobody has claimed, unclaimed calls, and calls whose rate limit nobody asks. It is a function of
+ * the state, so that a job that was lost is found again by looking. `generation` makes ids of their own when the first job seems to be lost for
+ * good (see `generationOf`): a queue may still remember an id whose worker died.
  */
 export function wanted (state: State, now: number, leaseMs: number): WantedJob[] {
   const { run } = state
@@ -97,6 +128,13 @@ export function wanted (state: State, now: number, leaseMs: number): WantedJob[]
     const call = free[i] as BatchPhase['calls'][number]
     jobs.push({ id: `${run.id}-t${phase.turn}-${call.id}-a${call.attempt}${generationOf(now - call.since, leaseMs)}` })
   }
+  const limited = placeable(run, phase, now)
+  for (let i = 0; i < limited.length; i += CALLS_PER_JOB) {
+    const call = limited[i] as BatchPhase['calls'][number]
+    // It may be asked for more than once before it is started, so its attempt alone would not do.
+    const since = Math.max(call.since, call.ready_at)
+    jobs.push({ id: `${run.id}-t${phase.turn}-${call.id}-a${call.attempt + 1}-p${since}${generationOf(now - since, leaseMs)}` })
+  }
   return jobs
 }
 
@@ -110,7 +148,7 @@ function generationOf (waitedMs: number, leaseMs: number): string {
  * going on.
  * - claimed work: when its worker's life sign, if it died this moment, has run out
  * - work nobody has claimed: soon, and then ever more rarely, in case its job was lost
- * - a retry, a scheduled run, a delayed message, a suspension that expires, the run's own timeout: at their time
+ * - a retry, a call's place under a rate limit, a scheduled run, a delayed message, a suspension that expires, the run's own timeout: at their time
  */
 export function dueAt (state: State, now: number, { leaseMs, sweepMs }: { leaseMs: number, sweepMs: number }): number | null {
   const times: number[] = []
@@ -133,6 +171,7 @@ export function dueAt (state: State, now: number, { leaseMs, sweepMs }: { leaseM
         else if (call.status === 'pending' && call.ready_at > now) times.push(call.ready_at)
         else if (call.status === 'suspended' && call.expires_at !== null) times.push(call.expires_at)
       }
+      for (const call of placeable(run, run.phase, now)) times.push(unclaimed(Math.max(call.since, call.ready_at)))
     }
   }
   return times.length === 0 ? null : Math.ceil(Math.min(...times))

@@ -1,10 +1,10 @@
-import { cancelCall, failCall, link, openBatch } from './batch.js'
+import { cancelCall, failCall, isUsedUp, link, openBatch, startCall, usedUp } from './batch.js'
 import { deliver } from './delivery.js'
 import { appendWaiting, emit, type Draft } from './draft.js'
 import { endRun } from './ending.js'
 import type { CallError, Usage } from './run.js'
-import { startable } from './schedule.js'
-import { isOpen, type ActiveRun } from './state.js'
+import { placeable, startable } from './schedule.js'
+import { isOpen, type ActiveRun, type CallState } from './state.js'
 import { expire, resolve, resume, suspend } from './suspension.js'
 import { concludeTurn, dueTurn } from './turn.js'
 
@@ -80,27 +80,15 @@ const RULES: Rule[] = [
     const phase = openBatch(draft)
     if (phase === null) return false
     const run = draft.state.run as ActiveRun
-    const ready = startable(run, phase, draft.now)
-    for (const call of ready) {
-      const limit = call.rules.max_calls
-      if (limit !== undefined && call.attempt === 0) {
-        const used = Object.hasOwn(run.used, call.name) ? run.used[call.name] as number : 0
-        if (used >= limit) {
-          call.fault = { code: 'max_calls', message: `${call.name} can be called ${limit} times in a run, and was; go on without it` }
-          continue
-        }
-        run.used[call.name] = used + 1
-      }
-      call.status = 'running'
-      call.attempt++
-      call.since = draft.now
-      call.started_at ??= draft.now
-      call.cause = emit(draft, run, 'tool.started', { turn: phase.turn, batch_id: phase.id, call_id: call.id, caused_by: [call.cause] }, {
-        name: call.name, arguments: call.arguments ?? {}, attempt: call.attempt
-      })
-      call.arguments = null
+    let changed = false
+    for (const call of startable(run, phase, draft.now)) {
+      const isOver = isUsedUp(run, phase, call)
+      if (isOver) call.fault = usedUp(call)
+      else if (call.rules.rate_limited !== true) startCall(draft, run, phase, call)
+      else continue
+      changed = true
     }
-    return ready.length > 0
+    return changed
   },
 
   /** Calls that cannot run at all fail, once those that can have been dispatched. */
@@ -141,6 +129,25 @@ const RULES: Rule[] = [
     for (const call of taken) Object.assign(call, { worker: executor.worker, since: draft.now })
     executor.calls -= taken.length
     draft.effects.push({ type: 'run_calls', calls: taken.map((call) => ({ call_id: call.id, attempt: call.attempt })) })
+    return true
+  },
+
+  /** Whether a call under a rate limit may begin is asked by the executor. The call holds its room meanwhile, but has not started. */
+  function claimPlaces (draft) {
+    const { executor } = draft
+    const phase = openBatch(draft)
+    if (phase === null || executor === null || executor.calls <= 0) return false
+    const run = draft.state.run as ActiveRun
+    const taken: CallState[] = []
+    for (const call of placeable(run, phase, draft.now)) {
+      if (taken.length === executor.calls) break
+      if (!(executor.spread || call.rules.placement === 'local') || isUsedUp(run, phase, call)) continue
+      Object.assign(call, { worker: executor.worker, since: draft.now })
+      taken.push(call)
+    }
+    if (taken.length === 0) return false
+    executor.calls -= taken.length
+    draft.effects.push({ type: 'take_places', calls: taken.map((call) => ({ call_id: call.id, attempt: call.attempt })) })
     return true
   },
 

@@ -148,6 +148,8 @@ export interface CallRules {
   /** Calls of its tool that may run at once, and that may be made in one run. */
   max_concurrency?: number
   max_calls?: number
+  /** It may begin only when its tool's rate limit has a place for it. */
+  rate_limited?: true
   /** How often it may be started, and the milliseconds before the second start; doubled for each further one. */
   retry?: { attempts: number, backoff_ms: number }
   /** It needs a person's consent, who has `expires_ms` for it; null: as long as it takes. */
@@ -164,7 +166,10 @@ export interface CallState {
   status: CallStatus
   /** How often it was started. */
   attempt: number
-  /** Whose turn it is to run it; null while `running`: dispatched, but no worker has claimed it. */
+  /**
+   * Whose turn it is to run it; null while `running`: dispatched, but no worker has claimed it. While `pending`: who asks for its place under a rate
+   * limit; it has not been started, and whatever happens to that worker costs it nothing.
+   */
   worker: string | null
   /** When it was dispatched or claimed. */
   since: number
@@ -179,6 +184,8 @@ export interface CallState {
   holds: Held
   /** Not to be started before this time. */
   ready_at: number
+  /** It has a place under its tool's rate limit, for `ready_at`. Used up by a start. */
+  placed: boolean
   /** How often a worker died over it. */
   losses: number
   /** A person has consented. */
@@ -224,6 +231,9 @@ export interface RunEnd {
 }
 
 export const isOpen = (call: CallState): boolean => call.settled === 0
+
+/** Whether it takes up room: it runs, or is about to. */
+export const isBusy = (call: CallState): boolean => call.status === 'running' || (call.status === 'pending' && call.worker !== null)
 
 /** What workers have claimed: a turn, or calls. */
 export interface Claim { worker: string, fence: number | null, call_id: string | null, attempt: number }

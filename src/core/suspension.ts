@@ -1,4 +1,4 @@
-import { completeCall, failCall, setArguments } from './batch.js'
+import { completeCall, failCall, isUsedUp, setArguments, startCall, usedUp } from './batch.js'
 import type { Decide, Decision, SubmitOutputs } from './command.js'
 import { docNames, emit, iso, put, type Draft } from './draft.js'
 import { awaited, suspendable } from './schedule.js'
@@ -9,6 +9,13 @@ import type { Refusal } from './transition.js'
 export function suspend (draft: Draft, run: ActiveRun, phase: BatchPhase): boolean {
   const calls = suspendable(run, phase, draft.now)
   if (calls.length === 0) return false
+  const handedOut: CallState[] = []
+  for (const call of calls.filter((one) => awaited(one) === 'client_tool')) {
+    if (isUsedUp(run, phase, call, handedOut)) call.fault = usedUp(call)
+    else handedOut.push(call)
+  }
+  // Those that are one too many fail before anybody is asked.
+  if (calls.some((call) => call.fault !== null)) return true
   const id = `susp_${phase.id.slice('batch_'.length)}${++phase.suspensions}`
   const place = { turn: phase.turn, batch_id: phase.id }
   for (const call of calls) {
@@ -16,11 +23,9 @@ export function suspend (draft: Draft, run: ActiveRun, phase: BatchPhase): boole
     call.expires_at = left?.expires_ms == null ? null : draft.now + left.expires_ms
     if (awaited(call) !== 'client_tool') continue
     // The client is handed it now: for a call of its own that is the start.
-    call.attempt++
-    call.started_at = draft.now
-    call.cause = emit(draft, run, 'tool.started', { ...place, call_id: call.id, caused_by: [call.cause] }, {
-      name: call.name, arguments: call.arguments ?? {}, attempt: call.attempt
-    })
+    const { arguments: shown } = call
+    startCall(draft, run, phase, call)
+    call.arguments = shown
   }
   for (const call of calls) call.status = 'suspended'
   const asking = questions(calls)

@@ -1,5 +1,5 @@
-import { completeCall, failCall } from './batch.js'
-import type { Command, CompleteCall, CompleteTurn, CreateConversation, FailTurn, Lapse, ProgressCall, Recover, RetryTurn, StartRun, TokenCount } from './command.js'
+import { completeCall, failCall, startCall } from './batch.js'
+import type { Command, CompleteCall, CompleteTurn, CreateConversation, FailTurn, Lapse, PlaceCall, ProgressCall, Recover, RetryTurn, StartRun, TokenCount } from './command.js'
 import { releaseDelayedMessages } from './delivery.js'
 import { abortWorker, append, docNames, emit, iso, messageJson, put, remember, type Doc, type Draft, type Effect, type Piece } from './draft.js'
 import { endQueuedRun, endRun, rollBack } from './ending.js'
@@ -11,7 +11,7 @@ import { fillResources } from './resources.js'
 import { settle } from './settle.js'
 import { timeoutAt } from './schedule.js'
 import { decide, submitOutputs } from './suspension.js'
-import type { ActiveRun, BatchPhase, CallState, QueuedRun, State, TurnPhase } from './state.js'
+import { isBusy, type ActiveRun, type BatchPhase, type CallState, type QueuedRun, type State, type TurnPhase } from './state.js'
 import { concludeTurn, restartTurn } from './turn.js'
 
 /** Why a command changed nothing. `stale`: it comes from a worker that lost the right to write, or for something already settled. */
@@ -72,6 +72,7 @@ function record (draft: Draft, command: Command): Refusal | null {
     case 'RetryTurn': return retryTurn(draft, command)
     case 'CompleteTurn': return completeTurn(draft, command)
     case 'FailTurn': return failTurn(draft, command)
+    case 'PlaceCall': return placeCall(draft, command)
     case 'CompleteCall': return concludeCall(draft, command)
     case 'ProgressCall': return progressCall(draft, command)
     case 'CancelRun': return cancelRun(draft, command.run_id, command.reason)
@@ -180,6 +181,7 @@ function completeTurn (draft: Draft, command: CompleteTurn): Refusal | null {
     after: places[i]?.after ?? {},
     holds: fillResources(call.rules.resources ?? [], call.arguments),
     ready_at: 0,
+    placed: false,
     losses: 0,
     approved: false,
     expires_at: null,
@@ -200,6 +202,16 @@ function failTurn (draft: Draft, command: FailTurn): Refusal | null {
   count(held.run, command.usage)
   held.phase.worker = null
   endRun(draft, held.run, 'failed', held.phase.caused_by, { error: command.error })
+  return null
+}
+
+function placeCall (draft: Draft, command: PlaceCall): Refusal | null {
+  const { run } = draft.state
+  const phase = run?.phase.type === 'batch' ? run.phase : null
+  const call = phase?.calls.find((one) => one.id === command.call_id)
+  if (run === null || phase === null || call?.status !== 'pending' || call.worker !== command.worker || call.attempt !== command.attempt) return 'stale'
+  if (command.wait_ms === 0) startCall(draft, run, phase, call)
+  else Object.assign(call, { worker: null, since: command.at, ready_at: command.at + command.wait_ms, placed: true })
   return null
 }
 
@@ -267,10 +279,13 @@ function lapse (draft: Draft, command: Lapse): Refusal | null {
   let changed = false
   for (const { call_id: callId, attempt, arguments: args } of command.calls) {
     const call = phase.calls.find((one) => one.id === callId)
-    if (call?.status !== 'running' || call.worker === null || call.attempt !== attempt) continue
+    if (call === undefined || !isBusy(call) || call.worker === null || call.attempt !== attempt) continue
     changed = true
     abortWorker(draft, call.worker, null, [call.id], 'worker_lost')
-    if ((call.rules.effects === 'read' || call.rules.idempotent) && ++call.losses < MAX_LOSSES) {
+    if (call.status === 'pending') {
+      // It had only asked for its place.
+      Object.assign(call, { worker: null, since: command.at })
+    } else if ((call.rules.effects === 'read' || call.rules.idempotent) && ++call.losses < MAX_LOSSES) {
       Object.assign(call, { status: 'pending', worker: null, since: command.at, arguments: args })
     } else {
       const message = 'the worker that ran this call was lost, so nobody knows whether it took effect; check before calling again'

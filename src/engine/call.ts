@@ -7,7 +7,6 @@ import { errorForModel, forModel } from './tools/output.js'
 import { ToolError, type Tools } from './tools/tool.js'
 
 export interface CallTask {
-  tenant: string
   conversation: string
   run_id: string
   turn: number
@@ -35,11 +34,10 @@ export interface CallNews {
  * does fails only its own call (F7).
  */
 export async function performCall (
-  { tools, limiter, clock, log }: { tools: Tools, limiter: Limiter, clock: Clock, log: Log }, task: CallTask, { progress, late }: CallNews
+  { tools, clock, log }: { tools: Tools, clock: Clock, log: Log }, task: CallTask, { progress, late }: CallNews
 ): Promise<CompleteCall | null> {
   const { call_id, attempt, tool, signal } = task
   const head = { type: 'CompleteCall', call_id, attempt, arguments: task.arguments } as const
-  if (tool.rate_limit !== undefined) await takeTurn(limiter, clock, task, tool.rate_limit)
   if (signal.aborted) return null
   const deadline = new AbortController()
   const cancel = clock.after(task.timeout_ms, () => {
@@ -65,12 +63,24 @@ export async function performCall (
   }
 }
 
-/** Waits for this call's turn under its tool's `rate_limit`, or until it is stopped. Its own time runs from then on. */
-async function takeTurn (
-  limiter: Limiter, clock: Clock, { tenant, tool, signal }: CallTask, { max, per_ms: perMs }: { max: number, per_ms: number }
-): Promise<void> {
-  const where = tool.kind === 'http' ? tool.url : ''
-  const name = createHash('sha256').update(JSON.stringify([tenant, tool.kind, tool.name, where, max, perMs])).digest('base64url')
+/** A wait so short that it is not worth a commit, in milliseconds: a call keeps its room for it. */
+const SHORT_WAIT_MS = 50
+
+export interface PlaceTask {
+  tenant: string
+  tool: RunTool
+  /** It was given a place before, and comes back for it. */
+  placed: boolean
+  signal: AbortSignal
+}
+
+/**
+ * Asks for a call's place under its tool's `rate_limit`. Resolves with 0 when the call may begin, and must at once; otherwise with the milliseconds to
+ * come back after. Null: it was stopped.
+ */
+export async function takePlace ({ limiter, clock }: { limiter: Limiter, clock: Clock }, { tenant, tool, placed, signal }: PlaceTask): Promise<number | null> {
+  const { max, per_ms: perMs } = tool.rate_limit ?? { max: 1, per_ms: 1 }
+  const name = createHash('sha256').update(JSON.stringify([tenant, ...toolName(tool), max, perMs])).digest('base64url')
   const wait = (ms: number) => new Promise<void>((resolve) => {
     const done = () => {
       cancel()
@@ -80,12 +90,22 @@ async function takeTurn (
     const cancel = clock.after(ms, done)
     signal.addEventListener('abort', done)
   })
-  while (!signal.aborted) {
+  for (let held = placed; !signal.aborted;) {
     // Without the store nobody knows whose turn it is: not ours.
-    const ms = await limiter.reserve(name, max, perMs).catch(() => null)
-    const until = clock.now() + (ms ?? 250)
-    // Timers cannot wait longer than some 24 days at once.
-    for (let left = ms ?? 250; left > 0 && !signal.aborted; left = until - clock.now()) await wait(Math.min(left, 86_400_000))
-    if (ms !== null) return
+    const ms = await limiter.reserve(name, max, perMs, held).catch(() => null)
+    if (signal.aborted) break
+    if (ms === 0 || (ms !== null && ms > SHORT_WAIT_MS)) return ms
+    held ||= ms !== null
+    await wait(ms ?? 250)
+  }
+  return null
+}
+
+/** What makes a tool the same one in another run: not what a run calls it, where it comes from a server. */
+function toolName (tool: RunTool): (string | undefined)[] {
+  switch (tool.kind) {
+    case 'http': return [tool.kind, tool.name, tool.url]
+    case 'mcp': return [tool.kind, tool.tool, tool.server === undefined ? 'url' : 'server', tool.server ?? tool.server_url]
+    default: return [tool.kind, tool.name]
   }
 }

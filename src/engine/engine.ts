@@ -4,7 +4,7 @@ import { CALLS_PER_JOB, dueAt, wanted } from '../core/schedule.js'
 import { claimsOf, type ActiveRun, type BatchPhase, type CallState, type Claim } from '../core/state.js'
 import type { Limiter } from '../store/limiter.js'
 import type { Feed, Presence, Row, Store, WorkerNote } from '../store/store.js'
-import { performCall } from './call.js'
+import { performCall, takePlace } from './call.js'
 import type { Event } from '../core/event.js'
 import { abortNote, createExecute, type Executed, type Performer } from './execute.js'
 import { createLedgerCache } from './ledger.js'
@@ -96,9 +96,10 @@ export function createEngine (deps: EngineDeps): Engine {
         case 'call_model':
           if (claims.some((claim) => claim.fence === effect.fence)) startTurn(conversation, row, effect)
           return
-        case 'run_calls': {
+        case 'run_calls':
+        case 'take_places': {
           const calls = effect.calls.filter(({ call_id: id, attempt }) => claims.some((claim) => claim.call_id === id && claim.attempt === attempt))
-          if (calls.length > 0) startCalls(conversation, row, calls)
+          if (calls.length > 0) startCalls(conversation, row, calls, effect.type === 'take_places')
           return
         }
         case 'abort': take(abortNote(conversation, effect))
@@ -129,11 +130,11 @@ export function createEngine (deps: EngineDeps): Engine {
     desk.tasks.add(task)
   }
 
-  /** Commits what a worker has to say, however long the store is away. */
-  async function say (conversation: string, command: Command): Promise<boolean> {
-    const { refusal } = await execute(conversation, command, { claim: 'local', patienceMs: PATIENT_MS })
+  /** Commits what a worker has to say, however long the store is away. Null: it was refused; otherwise the row as it is then. */
+  async function say (conversation: string, command: Command): Promise<Row | null> {
+    const { refusal, row } = await execute(conversation, command, { claim: 'local', patienceMs: PATIENT_MS })
     if (refusal !== null) log.info({ conversation_id: conversation, command: command.type, refusal }, 'a worker\'s word was refused')
-    return refusal === null
+    return refusal === null ? row : null
   }
 
   /** Runs one claimed piece of work: what it has to say is committed, and only then is the claim forgotten here. */
@@ -181,29 +182,38 @@ export function createEngine (deps: EngineDeps): Engine {
     const cancel = clock.after(ms, () => {
       timers.delete(cancel)
       track(conversation, async () => {
-        await execute(conversation, { type: 'Advance', at: clock.now() }, { claim: 'spread', patienceMs: PATIENT_MS })
+        const at = clock.now()
+        const { effects, row } = await execute(conversation, { type: 'Advance', at }, { claim: 'spread', patienceMs: PATIENT_MS })
+        // Without room here it is for another worker.
+        const jobs = effects.length > 0 || row === null ? [] : wanted(row.state, at, settings.leaseMs)
+        if (jobs.length > 0) await hints.add(conversation, jobs).catch(() => { /* the sweep finds it */ })
       })
     })
     timers.add(cancel)
   }
 
+  const callIn = (row: Row | null, callId: string): CallState | undefined => {
+    const phase = row?.state.run?.phase
+    return phase?.type === 'batch' ? phase.calls.find((one) => one.id === callId) : undefined
+  }
+
   /** Tries a call again when its time has come. */
   function wakeForRetry (conversation: string, callId: string): void {
     executed.between(conversation, (row) => {
-      const phase = row?.state.run?.phase
-      const call = phase?.type === 'batch' ? phase.calls.find((one) => one.id === callId) : undefined
+      const call = callIn(row, callId)
       if (call?.status === 'pending') wakeAfter(conversation, Math.max(0, call.ready_at - clock.now()))
     })
   }
 
-  function startCalls (conversation: string, row: Row, calls: { call_id: string, attempt: number }[]): void {
+  /** Runs calls that were claimed. `limited`: they have not been started yet, and are once their rate limit allows it. */
+  function startCalls (conversation: string, row: Row, calls: { call_id: string, attempt: number }[], limited: boolean): void {
     const desk = deskOf(conversation)
     const run = row.state.run as ActiveRun
     const phase = run.phase as BatchPhase
     const known = desk.arguments
     const missing = calls.filter((call) => !known.has(call.call_id)).map((call) => call.call_id)
     const reading = missing.length === 0 ? Promise.resolve(known) : readArguments(reads, conversation, missing)
-    for (const { call_id, attempt } of calls) {
+    for (const { call_id, attempt: claimed } of calls) {
       const work: Work = { abort: new AbortController(), over: false }
       desk.calls.set(call_id, work)
       const state = phase.calls.find((call) => call.id === call_id) as CallState
@@ -212,15 +222,29 @@ export function createEngine (deps: EngineDeps): Engine {
         if (prepared === null) return
         const tool = prepared.tools.get(state.name)
         if (tool === undefined) throw new Error(`call ${call_id} names an unknown tool`)
+        let { cause } = state
+        if (limited) {
+          const ms = await takePlace(deps, { tenant: row.state.tenant, tool, placed: state.placed, signal: work.abort.signal })
+          if (ms === null) return
+          // Its room is another call's while it waits.
+          if (ms > 0) finished()
+          const placed = await say(conversation, { type: 'PlaceCall', at: clock.now(), call_id, attempt: claimed, worker: settings.worker, wait_ms: ms })
+          // A timer may fire a little early; longer waits than a day are the sweep's.
+          if (placed !== null && ms > 0 && ms <= 86_400_000) wakeAfter(conversation, ms + 1)
+          const started = callIn(placed, call_id)
+          if (ms > 0 || started?.status !== 'running') return
+          cause = started.cause
+        }
+        const attempt = limited ? claimed + 1 : claimed
         const orphan = (output: unknown, timedOut: boolean) => {
           const { text, truncated } = forModel(output, run.limits.max_result_chars)
           return say(conversation, {
             type: 'KeepOrphan', at: clock.now(), run_id: run.id, turn: phase.turn, call_id, name: state.name, attempt, known: timedOut ? 'timeout' : null,
-            cause: state.cause, fence: row.state.fence, output, text, truncated
+            cause, fence: row.state.fence, output, text, truncated
           })
         }
         const command = await performCall(deps, {
-          tenant: row.state.tenant, conversation, run_id: run.id, turn: phase.turn, call_id, attempt,
+          conversation, run_id: run.id, turn: phase.turn, call_id, attempt,
           tool, arguments: known.get(call_id) ?? args.get(call_id) ?? {},
           changed: !known.has(call_id), timeout_ms: state.rules.timeout_ms, max_chars: run.limits.max_result_chars, signal: work.abort.signal
         }, {
@@ -232,7 +256,7 @@ export function createEngine (deps: EngineDeps): Engine {
         finished()
         if (command === null) return
         const heard = await say(conversation, command)
-        if (!heard && command.outcome.status === 'completed') await orphan(command.outcome.output, false)
+        if (heard === null && command.outcome.status === 'completed') await orphan(command.outcome.output, false)
         if (state.rules.retry !== undefined) wakeForRetry(conversation, call_id)
       }, () => { if (desk.calls.get(call_id) === work) desk.calls.delete(call_id) })
     }

@@ -257,7 +257,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
       if (outcome.refusal !== null) return outcome
       state = outcome.change.state
       for (const effect of outcome.change.effects) {
-        if (effect.type === 'run_calls') taken.calls += effect.calls.length
+        if (effect.type === 'run_calls' || effect.type === 'take_places') taken.calls += effect.calls.length
         if (effect.type === 'call_model') taken.turn = true
       }
       return outcome

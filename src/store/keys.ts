@@ -24,6 +24,8 @@ export interface Keys {
   idempotency: (tenant: string, keyHash: string) => string
   /** The last places of a rate limit; its name may hold any characters. */
   limit: (name: string) => string
+  /** When the last that had a place in it began. */
+  begun: (name: string) => string
   /** What was fixed at the first start. */
   meta: string
   queuePrefix: string
@@ -51,6 +53,7 @@ export function createKeys (prefix: string, partitions: number): Keys {
     control: (worker) => `${prefix}:worker:${worker}:control`,
     idempotency: (tenant, keyHash) => `${prefix}:idempotency:${tenant}:${keyHash}`,
     limit: (name) => `${prefix}:{limit:${name}}`,
+    begun: (name) => `${prefix}:{limit:${name}}:begun`,
     meta: `${prefix}:meta`,
     queuePrefix: `{${prefix}-queue}`
   }

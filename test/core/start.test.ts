@@ -21,6 +21,8 @@ interface Asked {
   /** Calls it refers to, by position; beyond the batch: unknown. */
   refers: number[]
   retries: boolean
+  /** Its tool has a rate limit. */
+  limited: boolean
 }
 
 const asked: fc.Arbitrary<Asked> = fc.record({
@@ -31,7 +33,8 @@ const asked: fc.Arbitrary<Asked> = fc.record({
   max: fc.constantFrom(null, null, 1, 2),
   needs: fc.constantFrom(null, null, null, null, 'approval', 'client'),
   refers: fc.oneof({ weight: 3, arbitrary: fc.constant<number[]>([]) }, { weight: 1, arbitrary: fc.uniqueArray(fc.nat(8), { maxLength: 2 }) }),
-  retries: fc.nat(4).map((n) => n === 0)
+  retries: fc.nat(4).map((n) => n === 0),
+  limited: fc.nat(3).map((n) => n === 0)
 })
 const batch = fc.record({
   calls: fc.array(asked, { minLength: 1, maxLength: 8 }),
@@ -45,7 +48,7 @@ const model = (calls: Asked[]): ModelCall[] => calls.map((one, i) => {
   const args = { of: 'x', ...Object.fromEntries(one.refers.map((to, k) => [`r${k}`, `{{stepOutputs.p_c${to}}}`])) }
   return call(`c${i}`, {
     // Calls of one tool have one cap.
-    name: one.max === null ? one.name : `${one.name}${one.max}`,
+    name: `${one.name}${one.max ?? ''}`,
     arguments: args,
     references: referencesIn(args),
     rules: rules({
@@ -56,6 +59,7 @@ const model = (calls: Asked[]): ModelCall[] => calls.map((one, i) => {
       ...(one.max !== null && { max_concurrency: one.max }),
       ...(one.needs === 'approval' && { approval: { expires_ms: null } }),
       ...(one.needs === 'client' && { client: { expires_ms: null } }),
+      ...(one.limited && one.needs !== 'client' && { rate_limited: true as const }),
       ...(one.retries && { retry: { attempts: 2, backoff_ms: 100 } })
     })
   })
@@ -82,6 +86,7 @@ t.test('E4, E10-E14, D12, J1: any batch closes; what clashes never overlaps; not
     const settled = new Set<number>()
     const succeeded = new Set<number>()
     const consented = new Set<number>()
+    const granted = new Set<number>()
     const notBefore = new Map<number, number>()
     let seen = 0
 
@@ -96,6 +101,10 @@ t.test('E4, E10-E14, D12, J1: any batch closes; what clashes never overlaps; not
           if (one.refers.some((to) => !succeeded.has(to))) throw new Error(`call ${i} starts before what it refers to`)
           for (const other of working) if (other !== i && clash(one, calls[other] as Asked)) throw new Error(`calls ${i} and ${other} are at work together`)
           if ((notBefore.get(i) ?? 0) > scene.now) throw new Error(`call ${i} is tried again too soon`)
+          const limited = one.limited && one.needs !== 'client'
+          if (limited && !granted.delete(i)) throw new Error(`call ${i} starts before its rate limit allows it`)
+          const behind = statesOf(scene).find((other) => other.rank < (statesOf(scene)[i]?.rank ?? 0) && !settled.has(Number(other.id.slice('call_c'.length))))
+          if (!parallel && behind !== undefined) throw new Error(`call ${i} does not wait for ${behind.id}`)
           const undecided = calls.findIndex(({ needs, refers }, j) => needs !== null && refers.length === 0 && !settled.has(j) && !consented.has(j))
           if (suspension === 'barrier' && undecided !== -1 && undecided < i && one.refers.length === 0) throw new Error(`call ${i} passes the barrier ${undecided}`)
           const own = [...working].filter((other) => calls[other]?.needs !== 'client')
@@ -119,9 +128,9 @@ t.test('E4, E10-E14, D12, J1: any batch closes; what clashes never overlaps; not
     const reasons = (i: number, states: CallState[]): boolean => {
       const one = calls[i] as Asked
       const state = states[i] as CallState
-      const busy = states.filter((other) => other.status === 'running')
+      const busy = states.filter((other) => other.status === 'running' || (other.status === 'pending' && other.worker !== null))
       const before = states.filter((other) => other.rank < state.rank && other.settled === 0).map((other) => Number(other.id.slice('call_c'.length)))
-      return one.refers.some((to) => !settled.has(to)) || busy.length >= limit || before.some((other) => clash(one, calls[other] as Asked)) ||
+      return state.worker !== null || (!parallel && before.length > 0) || one.refers.some((to) => !settled.has(to)) || busy.length >= limit || before.some((other) => clash(one, calls[other] as Asked)) ||
         (one.max !== null && busy.filter((other) => other.name === state.name).length >= one.max) || (one.needs === 'approval' && !state.approved) || one.needs === 'client' ||
         state.ready_at > scene.now || (suspension === 'barrier' && before.some((other) => calls[other]?.needs === 'client' || (calls[other]?.needs === 'approval' && states[other]?.approved === false)))
     }
@@ -134,9 +143,18 @@ t.test('E4, E10-E14, D12, J1: any batch closes; what clashes never overlaps; not
       for (const [i, state] of states.entries()) if (state.status === 'pending' && !reasons(i, states)) throw new Error(`call ${i} waits for nothing`)
       const phase = scene.state().run?.phase
       const running = states.filter((state) => state.status === 'running')
+      const asking = states.filter((state) => state.status === 'pending' && state.worker !== null)
       const suspended = states.filter((state) => state.status === 'suspended' && !(state.approved && state.attempt === 0))
       const pickOne = <T>(from: T[]): T => from[roll(from.length)] as T
-      if (running.length > 0) {
+      if (asking.length > 0 && (running.length === 0 || roll(2) === 0)) {
+        const state = pickOne(asking)
+        const wait = roll(3) === 0 ? 100 : 0
+        const i = Number(state.id.slice('call_c'.length))
+        if (wait === 0) granted.add(i)
+        else notBefore.set(i, scene.now + wait)
+        // Now and then the one who asked is gone.
+        scene.given(roll(5) === 0 ? lose('w1', state.id) : by('w1', placed(state, wait), { calls: 16 }), work('w1', { calls: 16 }))
+      } else if (running.length > 0) {
         const name = pickOne(running).id.slice('call_'.length)
         const i = Number(name.slice(1))
         const fails = roll(4) === 0

@@ -138,6 +138,7 @@ export function createJudge (): Judge {
       case 'KeepOrphan':
       case 'DiscardOrphan':
       case 'AttachOrphan':
+      case 'PlaceCall':
         return 'any'
       case 'CancelRun': return runs.get(given.run_id)?.ended === false ? null : 'run_ended'
       case 'RetryTurn':

@@ -173,6 +173,7 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
         ...(tool.resources !== undefined && { resources: tool.resources }),
         ...(tool.exclusive === true && { exclusive: true }),
         ...(tool.max_concurrency !== undefined && { max_concurrency: tool.max_concurrency }),
+        ...(tool.rate_limit !== undefined && { rate_limited: true }),
         ...(tool.max_calls !== undefined && { max_calls: tool.max_calls }),
         ...(tool.retry !== undefined && { retry: tool.retry }),
         ...(tool.approval === 'always' && { approval: { expires_ms: expires === undefined ? null : expires * 1000 } }),
