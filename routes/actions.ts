@@ -31,7 +31,11 @@ export default (async (app) => {
     schema: {
       operationId: 'submitToolOutputs',
       summary: 'Give the outputs of client tools',
-      description: 'Singly or together: all that is sent is taken, or nothing. An output that comes too late is answered 409 and kept among the orphans.',
+      description: [
+        'Singly or together: all that is sent is taken, or nothing.',
+        'If one of the calls is none of this run\'s that the client was handed, the answer is 404, and nothing has changed, whatever else was sent.',
+        'If some of them are settled, the answer is 409 and names them: their outputs came too late and are kept among the orphans, and the others still wait.'
+      ].join(' '),
       tags,
       params: runParams,
       headers: postHeaders,

@@ -38,8 +38,12 @@ export const usedUp = ({ name, rules }: CallState): CallError => {
 
 const usedOf = ({ used }: ActiveRun, { name }: CallState): number => Object.hasOwn(used, name) ? used[name] as number : 0
 
-/** What one output may put into the arguments of one call, in characters: they stand in the row until the call starts. */
+/**
+ * What one output may put into the arguments of one call, and all outputs of a batch into those of its calls, in characters: arguments stand in the
+ * row until their call starts.
+ */
 const MAX_ARGUMENT_CHARS = 100_000
+const MAX_FILLED_CHARS = 400_000
 
 /** Settles a call with what came of it. Its output goes into the arguments of the calls that refer to it (E10). */
 export function completeCall (draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, outcome: CallOutcome): void {
@@ -51,7 +55,7 @@ export function completeCall (draft: Draft, run: ActiveRun, phase: BatchPhase, c
   settleCall(draft, run, phase, call, 'completed', { output: truncated ? text : output, ...(truncated && { truncated }) }, { output }, text)
   for (const one of phase.calls.filter(isOpen)) {
     for (const [written, id] of Object.entries(one.after)) {
-      if (id === call.id) fillIn(draft, one, written, output)
+      if (id === call.id) fillIn(draft, phase, one, written, output)
     }
   }
   if (call.name === run.policy.final_answer_tool) {
@@ -60,9 +64,13 @@ export function completeCall (draft: Draft, run: ActiveRun, phase: BatchPhase, c
   }
 }
 
-function fillIn (draft: Draft, call: CallState, written: string, output: unknown): void {
+function fillIn (draft: Draft, phase: BatchPhase, call: CallState, written: string, output: unknown): void {
   if (call.fault !== null) return
-  const { value, fault } = putIn(call.arguments, written, output, MAX_ARGUMENT_CHARS)
+  const left = MAX_FILLED_CHARS - phase.filled
+  const { value, chars, fault } = putIn(call.arguments, written, output, left < MAX_ARGUMENT_CHARS
+    ? { chars: left, otherwise: `the outputs that the calls of this batch refer to come to more than ${MAX_FILLED_CHARS} characters; refer to parts of them, or call again in the next turn` }
+    : { chars: MAX_ARGUMENT_CHARS, otherwise: `the outputs that the arguments refer to come to more than ${MAX_ARGUMENT_CHARS} characters; refer to parts of them` })
+  if (fault === null) phase.filled += chars
   const { [written]: _, ...others } = call.after
   call.after = others
   if (fault !== null) call.fault = { code: 'invalid_arguments', message: fault }

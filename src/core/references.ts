@@ -21,11 +21,14 @@ export function referencesIn (value: unknown): string[] {
 /**
  * The value with what one call gave put in the place of every reference to it. A string that is nothing but a reference becomes the JSON value
  * itself; inside a longer text, a string goes in as it is and anything else as JSON. What is put in is no reference any more, whatever it
- * says (`asGiven` undoes the mark). `fault`: why that cannot be done, if it cannot: a path that leads nowhere, or more than `maxChars` put in.
+ * says (`asGiven` undoes the mark). `chars`: how many were put in. `fault`: why that cannot be done, if it cannot: a path that leads nowhere, or
+ * more put in than there is `room` for (`otherwise`).
  */
-export function putIn (value: unknown, written: string, output: unknown, maxChars: number): { value: unknown, fault: string | null } {
+export function putIn (
+  value: unknown, written: string, output: unknown, room: { chars: number, otherwise: string }
+): { value: unknown, chars: number, fault: string | null } {
   let fault: string | null = null
-  let left = maxChars
+  let left = room.chars
   const at = (reference: string): unknown => {
     const [, call, path = ''] = PARTS.exec(reference.trim()) ?? []
     if (call !== written) return undefined
@@ -40,7 +43,7 @@ export function putIn (value: unknown, written: string, output: unknown, maxChar
       found = holder[name]
     }
     left -= typeof found === 'string' ? found.length : JSON.stringify(found).length
-    if (left < 0) fault ??= `the outputs that the arguments refer to come to more than ${maxChars} characters`
+    if (left < 0) fault ??= room.otherwise
     return left < 0 ? null : found
   }
   const filled = visit(value, (text) => {
@@ -54,7 +57,7 @@ export function putIn (value: unknown, written: string, output: unknown, maxChar
       return found === undefined ? all : marked(typeof found === 'string' ? found : JSON.stringify(found))
     })
   })
-  return { value: filled, fault }
+  return { value: filled, chars: room.chars - left, fault }
 }
 
 /** Arguments into which all outputs were put, without the marks of `putIn`. */
@@ -95,7 +98,9 @@ export function arrange (calls: Referrer[]): Place[] {
       (places[i] as Place).fault = { code: 'invalid_arguments', message: `{{stepOutputs.${written}}} ${found}` }
       return []
     }
-    (places[i] as Place).after[written] = (calls[found] as Referrer).call_id
+    const place = places[i] as Place
+    // A plain assignment would lose a call named `__proto__`.
+    place.after = { ...place.after, [written]: (calls[found] as Referrer).call_id }
     return [found]
   }))
   for (const [i, place] of places.entries()) {

@@ -124,6 +124,8 @@ export interface BatchPhase {
   suspension: Suspension | null
   /** How many there have been. */
   suspensions: number
+  /** Characters that outputs have put into the arguments of its calls. */
+  filled: number
 }
 
 /** A group of calls that wait for a person or for the client: those of the batch that are `suspended`. */

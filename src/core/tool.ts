@@ -54,14 +54,20 @@ export const ModuleTool = Type.Object({
   ...common
 }, { ...closed, title: 'ModuleTool' })
 
+// What only a worker can do, or its death make necessary, is no option of a tool that no worker runs.
+const { idempotent: _i, placement: _p, retry: _r, rate_limit: _l, cancellable: _c, ...commonOfClient } = common
+
 /** Run by the caller. Its `timeout_ms`, where given, is how long the caller has. */
 export const ClientTool = Type.Object({
   kind: Type.Literal('client'),
-  ...common,
+  ...commonOfClient,
+  timeout_ms: Type.Optional(Type.Integer({ minimum: 1, maximum: 86_400_000, description: 'Milliseconds the caller has for an output, before the call fails with `timeout`. Default: as long as it takes.' })),
+  effects: Type.Optional(Type.Enum(['read', 'write'], { default: 'write', description: 'How it uses its `resources`, and whether an interrupt may leave a tombstone of it.' })),
+  max_concurrency: Type.Optional(Type.Integer({ minimum: 1, maximum: 1024, description: 'Calls of this tool that the caller is handed at once; the others follow when it has answered those.' })),
   ...described
 }, { ...closed, title: 'ClientTool' })
 
-const { approval: _, ...commonOfMcp } = common
+const { approval: _a, ...commonOfMcp } = common
 
 /** The tools of an MCP server: one definition for all of them. What is said of effects, limits and the like is said of each. */
 export const McpTool = Type.Object({

@@ -165,7 +165,7 @@ function completeTurn (draft: Draft, command: CompleteTurn): Refusal | null {
       call_id: call.call_id, name: call.name, arguments: call.arguments, ...(call.provider_id !== '' && { provider_id: call.provider_id })
     }))
   }
-  const batch: BatchPhase = { type: 'batch', turn: phase.turn, id: command.batch_id, cause: 0, started_at: command.at, calls: [], suspension: null, suspensions: 0 }
+  const batch: BatchPhase = { type: 'batch', turn: phase.turn, id: command.batch_id, cause: 0, started_at: command.at, calls: [], suspension: null, suspensions: 0, filled: 0 }
   batch.cause = emit(draft, run, 'batch.started', { turn: phase.turn, batch_id: batch.id, caused_by: [completed] }, { calls })
   const places = arrange(command.calls)
   batch.calls = command.calls.map((call, i): CallState => ({
@@ -359,6 +359,11 @@ function clone<T> (value: T): T {
   if (Array.isArray(value)) return value.map(clone) as T
   if (value === null || typeof value !== 'object') return value
   const copy: Record<string, unknown> = {}
-  for (const key in value) copy[key] = clone((value as Record<string, unknown>)[key])
+  for (const key in value) {
+    const inner = clone((value as Record<string, unknown>)[key])
+    // Arguments are named by models: this one name would not be assigned, but followed.
+    if (key === '__proto__') Object.defineProperty(copy, key, { value: inner, enumerable: true, configurable: true, writable: true })
+    else copy[key] = inner
+  }
   return copy as T
 }

@@ -79,7 +79,7 @@ export interface PlaceTask {
  * come back after. Null: it was stopped.
  */
 export async function takePlace ({ limiter, clock }: { limiter: Limiter, clock: Clock }, { tenant, tool, placed, signal }: PlaceTask): Promise<number | null> {
-  const { max, per_ms: perMs } = tool.rate_limit ?? { max: 1, per_ms: 1 }
+  const { max, per_ms: perMs } = (tool.kind === 'client' ? undefined : tool.rate_limit) ?? { max: 1, per_ms: 1 }
   const name = createHash('sha256').update(JSON.stringify([tenant, ...toolName(tool), max, perMs])).digest('base64url')
   const wait = (ms: number) => new Promise<void>((resolve) => {
     const done = () => {

@@ -1,5 +1,7 @@
 import type { CallOutcome, Decision as Decided } from '../core/command.js'
 import { docNames } from '../core/draft.js'
+import { awaited } from '../core/schedule.js'
+import { unanswered } from '../core/suspension.js'
 import type { CallError } from '../core/run.js'
 import type { RunRecord, State } from '../core/state.js'
 import { callSettled, notFound, suspensionResolved, validationFailed, type FieldError } from '../errors.js'
@@ -25,11 +27,16 @@ export function createActionService (context: Context): Services['actions'] {
   /** How much of an output the model of this run may see. */
   const maxChars = (state: State, runId: string) => state.run?.id === runId ? state.run.limits.max_result_chars : 60_000
 
+  /** The tools of a run, as they were when it was created. */
+  async function declaredTools (conversation: string, runId: string): Promise<StoredRun['tools']> {
+    const [record] = await store.docs(conversation, [docNames.run(runId)])
+    return record == null ? [] : ((JSON.parse(record) as RunRecord).request as StoredRun).tools
+  }
+
   /** Decisions in the core's words. Throws `validation_failed` with every fault found. */
   async function readDecisions (conversation: string, state: State, runId: string, { decisions }: Decisions): Promise<Decided[]> {
     const faults: FieldError[] = []
-    const [record] = await store.docs(conversation, [docNames.run(runId)])
-    const declared = record == null ? [] : ((JSON.parse(record) as RunRecord).request as StoredRun).tools
+    const declared = await declaredTools(conversation, runId)
     const phase = state.run?.phase.type === 'batch' ? state.run.phase : null
     const read = decisions.map((given, i): Decided => {
       const { call_id: callId, decision } = given
@@ -74,27 +81,38 @@ export function createActionService (context: Context): Services['actions'] {
     return open ? callSettled(`already decided (${who})`, ids) : suspensionResolved(suspensionId, who === '' ? 'superseded' : who, ids)
   }
 
-  /** Why an output cannot be taken. One that came too late is kept as an orphan. */
+  /**
+   * Why outputs cannot be taken. A call that never was the client's to answer makes the whole request one that changes nothing (404), whatever else is in
+   * it; otherwise those that came too late are kept as orphans (409).
+   */
   async function keepLate (caller: Caller, conversation: string, runId: string, { outputs }: ToolOutputs): Promise<Error> {
+    // Somebody's time may be over without anybody having looked since.
+    await executed.execute(conversation, { type: 'Advance', at: clock.now() })
     const { state } = await rowOf(context, caller, conversation)
-    const texts = await store.docs(conversation, outputs.flatMap(({ call_id: id }) => [docNames.call(id), docNames.done(id)]))
-    const late: string[] = []
-    let unknown = false
-    for (const [i, { call_id: id, output, is_error: failed }] of outputs.entries()) {
+    const [declared, texts] = await Promise.all([
+      declaredTools(conversation, runId), store.docs(conversation, outputs.flatMap(({ call_id: id }) => [docNames.call(id), docNames.done(id)]))
+    ])
+    const open = state.run?.id === runId && state.run.phase.type === 'batch' ? unanswered(state.run.phase).filter((call) => awaited(call) === 'client_tool') : []
+    const late: { output: ToolOutputs['outputs'][number], name: string, settled: Settled }[] = []
+    for (const [i, output] of outputs.entries()) {
       const [call, done] = texts.slice(2 * i)
+      const name = call == null ? null : (JSON.parse(call) as { name: string }).name
       const settled = done == null ? null : JSON.parse(done) as Settled
-      if (call == null || (settled !== null && settled.run_id !== runId)) unknown = true
-      if (call == null || settled === null || settled.run_id !== runId) continue
-      late.push(id)
-      if (failed === true) continue
+      const isClients = name !== null && declared.some((tool) => tool.name === name && tool.kind === 'client')
+      // What was settled before the client was handed it was never the client's.
+      if (isClients && settled?.run_id === runId && settled.attempt > 0) late.push({ output, name, settled })
+      else if (!open.some((one) => one.id === output.call_id)) return notFound('call that waits for an output')
+    }
+    if (late.length === 0) return notFound('call that waits for an output')
+    // Together, so that they are stored as one.
+    await Promise.all(late.filter(({ output }) => output.is_error !== true).map(({ output: { call_id: id, output }, name, settled }) => {
       const known = settled.status === 'cancelled' ? null : settled.error?.code === 'timeout' ? 'timeout' : 'duplicate'
-      await executed.execute(conversation, {
-        type: 'KeepOrphan', at: clock.now(), run_id: runId, turn: settled.turn, call_id: id, name: (JSON.parse(call) as { name: string }).name,
+      return executed.execute(conversation, {
+        type: 'KeepOrphan', at: clock.now(), run_id: runId, turn: settled.turn, call_id: id, name,
         attempt: settled.attempt, cause: settled.seq, fence: state.fence, known, output, ...forModel(output, maxChars(state, runId))
       })
-    }
-    if (unknown || late.length === 0) return notFound('call that waits for an output')
-    return callSettled('has its result; the output came too late and is among the orphans of the run', late)
+    }))
+    return callSettled('was settled before; an output that comes too late is kept among the orphans of the run, an error is not', late.map(({ output }) => output.call_id))
   }
 
   return {

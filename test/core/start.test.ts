@@ -5,7 +5,7 @@ import { checkState } from '../../src/core/check.js'
 import { referencesIn } from '../../src/core/references.js'
 import type { ToolPolicy } from '../../src/core/run.js'
 import type { CallState } from '../../src/core/state.js'
-import { ask, by, call, failure, given, pass, result, rules, start, sweep, work, type Scene, type Step } from '../support/core-scene.js'
+import { ask, by, call, failure, given, pass, place, result, rules, start, sweep, work, type Scene, type Step } from '../support/core-scene.js'
 
 /*
  * Which calls of a batch start, for any batch. The judge knows what the model asked for, and from then on only events.
@@ -130,7 +130,8 @@ t.test('E4, E10-E14, D12, J1: any batch closes; what clashes never overlaps; not
       const state = states[i] as CallState
       const busy = states.filter((other) => other.status === 'running' || (other.status === 'pending' && other.worker !== null))
       const before = states.filter((other) => other.rank < state.rank && other.settled === 0).map((other) => Number(other.id.slice('call_c'.length)))
-      return state.worker !== null || (!parallel && before.length > 0) || one.refers.some((to) => !settled.has(to)) || busy.length >= limit || before.some((other) => clash(one, calls[other] as Asked)) ||
+      const places = states.filter((other) => other.name === state.name && other.settled === 0 && other.rules.rate_limited === true && (other.placed || busy.includes(other)))
+      return (state.rules.rate_limited === true && !state.placed && places.length >= room) || state.worker !== null || (!parallel && before.length > 0) || one.refers.some((to) => !settled.has(to)) || busy.length >= limit || before.some((other) => clash(one, calls[other] as Asked)) ||
         (one.max !== null && busy.filter((other) => other.name === state.name).length >= one.max) || (one.needs === 'approval' && !state.approved) || one.needs === 'client' ||
         state.ready_at > scene.now || (suspension === 'barrier' && before.some((other) => calls[other]?.needs === 'client' || (calls[other]?.needs === 'approval' && states[other]?.approved === false)))
     }
@@ -148,12 +149,17 @@ t.test('E4, E10-E14, D12, J1: any batch closes; what clashes never overlaps; not
       const pickOne = <T>(from: T[]): T => from[roll(from.length)] as T
       if (asking.length > 0 && (running.length === 0 || roll(2) === 0)) {
         const state = pickOne(asking)
-        const wait = roll(3) === 0 ? 100 : 0
-        const i = Number(state.id.slice('call_c'.length))
-        if (wait === 0) granted.add(i)
-        else notBefore.set(i, scene.now + wait)
-        // Now and then the one who asked is gone.
-        scene.given(roll(5) === 0 ? lose('w1', state.id) : by('w1', placed(state, wait), { calls: 16 }), work('w1', { calls: 16 }))
+        const name = state.id.slice('call_'.length)
+        const i = Number(name.slice(1))
+        if (roll(5) === 0) {
+          // The one who asked is gone.
+          scene.given(by('w1', ({ now }) => ({ type: 'Lapse', at: now, fence: null, calls: [{ call_id: state.id, attempt: state.attempt, arguments: {} }] }), { calls: 16 }))
+        } else {
+          const wait = roll(3) === 0 ? 100 : 0
+          if (wait === 0) granted.add(i)
+          else notBefore.set(i, scene.now + wait)
+          scene.given(by('w1', place(name, wait), { calls: 16 }))
+        }
       } else if (running.length > 0) {
         const name = pickOne(running).id.slice('call_'.length)
         const i = Number(name.slice(1))
@@ -171,7 +177,7 @@ t.test('E4, E10-E14, D12, J1: any batch closes; what clashes never overlaps; not
       } else {
         // Only time can help: a retry waits.
         if (!states.some((state) => state.ready_at > scene.now)) throw new Error('nothing is at work, nobody is asked, and no time is waited for')
-        scene.given(pass(100), sweep())
+        scene.given(pass(100), by('w1', sweep(), { calls: 16 }))
       }
       listen()
     }

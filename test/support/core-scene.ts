@@ -206,6 +206,13 @@ export const failure = (name: string, message = `${name} broke`): Step => {
   return settled(name, { status: 'failed', error, text: JSON.stringify({ error }) })
 }
 
+/** What the rate limit said to the worker that asks for a call: begin, or come back after `waitMs`. */
+export const place = (name: string, waitMs = 0, worker?: string): Step => (scene) => {
+  const { phase } = scene.state().run ?? {}
+  const state = phase?.type === 'batch' ? phase.calls.find((one) => one.id === `call_${name}`) : undefined
+  return { type: 'PlaceCall', at: scene.now, call_id: `call_${name}`, attempt: state?.attempt ?? 0, worker: worker ?? state?.worker ?? 'nobody', wait_ms: waitMs }
+}
+
 export const progress = (name: string, data: unknown): Step => (scene) => ({
   type: 'ProgressCall', at: scene.now, call_id: `call_${name}`, attempt: scene.attempt(`call_${name}`), data
 })

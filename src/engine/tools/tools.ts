@@ -1,4 +1,4 @@
-import type { McpOffer, McpTool, RunTool } from '../../core/tool.js'
+import type { HttpTool, McpOffer, McpTool, RunTool } from '../../core/tool.js'
 import { openEgress, type Resolve } from './egress.js'
 import { exchange } from './exchange.js'
 import { finalAnswer } from './final-answer.js'
@@ -53,7 +53,7 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
   const serverTool = (tool: RunTool): ServerTool | undefined => (tool.kind === 'module' ? modules : builtins).get(tool.name)
   const schemaOf = (tool: RunTool): Record<string, unknown> | undefined =>
     isDeclared(tool) ? { ...(tool.parameters ?? NO_ARGUMENTS) } : serverTool(tool)?.parameters
-  const isIdempotent = (tool: RunTool): boolean => tool.idempotent ?? (isDeclared(tool) ? false : serverTool(tool)?.idempotent) ?? false
+  const isIdempotent = (tool: RunTool): boolean => optionsOf(tool).idempotent ?? (isDeclared(tool) ? false : serverTool(tool)?.idempotent) ?? false
 
   /** Where an MCP tool is, with its secrets put in. */
   const refOf = ({ server, server_url: url, headers }: Pick<McpTool, 'server' | 'server_url' | 'headers'>): McpRef => {
@@ -69,7 +69,7 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
     if (url !== undefined && !URL.canParse(url)) return [{ pointer: '/server_url', detail: 'is not an absolute URL' }]
     const wrong = Object.entries(headers ?? {}).flatMap(([name, value]) => {
       const detail = url === undefined ? null : secrets.fault(value, new URL(url))
-      return detail === null ? [] : [{ pointer: `/headers/${name}`, detail }]
+      return detail === null ? [] : [{ pointer: `/headers/${escapePointer(name)}`, detail }]
     })
     if (wrong.length > 0) return wrong
     const refusal = mcp.refusal(refOf(tool))
@@ -84,7 +84,10 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
     const unknown = 'is no tool of this server: see its list'
     const faults: ToolFault[] = (allowed ?? []).flatMap((name, i) => names.has(name) ? [] : [{ pointer: `/allowed/${i}`, detail: unknown }])
     const consents = new Map(typeof approval === 'object' ? Object.entries(approval) : [])
-    for (const name of consents.keys()) if (!names.has(name)) faults.push({ pointer: `/approval/${name}`, detail: unknown })
+    for (const name of consents.keys()) {
+      const detail = !names.has(name) ? unknown : allowed?.includes(name) === false ? 'is not offered: it is not in "allowed"' : null
+      if (detail !== null) faults.push({ pointer: `/approval/${escapePointer(name)}`, detail })
+    }
     const used = new Set(taken)
     const offers: McpOffer[] = []
     for (const one of listed.filter(({ name }) => allowed?.includes(name) ?? true)) {
@@ -142,8 +145,8 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
     async check (tool) {
       if (tool.kind !== 'mcp' && !isDeclared(tool) && serverTool(tool) === undefined) return [{ pointer: '/name', detail: `this server has no ${tool.kind} tool of that name: see GET /tools` }]
       const faults = tool.kind === 'mcp' ? mcpFaults(tool) : tool.kind === 'http' ? httpToolFaults(tool, egress, secrets) : []
-      if (tool.retry !== undefined && !(tool.kind === 'mcp' ? tool.idempotent : isIdempotent(tool))) faults.push({ pointer: '/retry', detail: 'only for a tool that is idempotent: add "idempotent": true if it honours Idempotency-Key' })
-      if (tool.approval_expires_seconds !== undefined && (tool.approval ?? 'never') === 'never') faults.push({ pointer: '/approval_expires_seconds', detail: 'only with "approval": "always"' })
+      if (optionsOf(tool).retry !== undefined && !(tool.kind === 'mcp' ? tool.idempotent : isIdempotent(tool))) faults.push({ pointer: '/retry', detail: 'only for a tool that is idempotent: add "idempotent": true if it honours Idempotency-Key' })
+      if (tool.approval_expires_seconds !== undefined && ![tool.approval ?? 'never'].flatMap((one) => typeof one === 'object' ? Object.values(one) : one).includes('always')) faults.push({ pointer: '/approval_expires_seconds', detail: 'only with "approval": "always"' })
       if (tool.name === 'final_answer' && tool.kind === 'builtin' && tool.approval === 'always') faults.push({ pointer: '/approval', detail: 'a final answer is no call that could be held back' })
       for (const [i, template] of (tool.resources ?? []).entries()) {
         if (/[{}]/.test(template.replace(/\{[^{}]+\}/g, ''))) faults.push({ pointer: `/resources/${i}`, detail: 'has a brace without its other half; write {field} for a field of the arguments' })
@@ -164,21 +167,22 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
 
     rules (tool, timeoutMs) {
       const listed = isDeclared(tool) ? undefined : serverTool(tool)
+      const { placement, retry, rate_limit: rateLimit, cancellable } = optionsOf(tool)
       const expires = tool.approval_expires_seconds
       return {
         effects: tool.effects ?? listed?.effects ?? 'write',
         idempotent: isIdempotent(tool),
         timeout_ms: tool.timeout_ms ?? listed?.timeout_ms ?? timeoutMs,
-        placement: tool.placement ?? listed?.placement ?? 'local',
+        placement: placement ?? listed?.placement ?? 'local',
         ...(tool.resources !== undefined && { resources: tool.resources }),
         ...(tool.exclusive === true && { exclusive: true }),
         ...(tool.max_concurrency !== undefined && { max_concurrency: tool.max_concurrency }),
-        ...(tool.rate_limit !== undefined && { rate_limited: true }),
+        ...(rateLimit !== undefined && { rate_limited: true }),
         ...(tool.max_calls !== undefined && { max_calls: tool.max_calls }),
-        ...(tool.retry !== undefined && { retry: tool.retry }),
+        ...(retry !== undefined && { retry }),
         ...(tool.approval === 'always' && { approval: { expires_ms: expires === undefined ? null : expires * 1000 } }),
         ...(tool.kind === 'client' && { client: { expires_ms: tool.timeout_ms ?? null } }),
-        ...(tool.cancellable === false && { uncancellable: true })
+        ...(cancellable === false && { uncancellable: true })
       }
     },
 
@@ -207,6 +211,14 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
 function isDeclared (tool: RunTool): tool is Extract<RunTool, { kind: 'http' | 'client' | 'mcp' }> {
   return tool.kind === 'http' || tool.kind === 'client' || tool.kind === 'mcp'
 }
+
+/** What a tool may say that a worker runs, and a client tool has none of. */
+function optionsOf (tool: RunTool | McpTool): Pick<HttpTool, 'idempotent' | 'placement' | 'retry' | 'rate_limit' | 'cancellable'> {
+  return tool.kind === 'client' ? {} : tool
+}
+
+/** A name as a part of a JSON pointer. */
+const escapePointer = (name: string): string => name.replaceAll('~', '~0').replaceAll('/', '~1')
 
 function unknownTool (tool: RunTool): ToolError {
   return new ToolError('unknown_tool', `This server has no ${tool.kind} tool named ${tool.name}.`)
