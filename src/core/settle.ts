@@ -75,6 +75,12 @@ const RULES: Rule[] = [
     return changed
   },
 
+  /** Everything that was asked for is there. */
+  function resumeRun (draft) {
+    const phase = openBatch(draft)
+    return phase !== null && resume(draft, draft.state.run as ActiveRun, phase)
+  },
+
   /** All calls that may start now are dispatched, in request order, before any of them works. */
   function dispatchCalls (draft) {
     const phase = openBatch(draft)
@@ -110,12 +116,6 @@ const RULES: Rule[] = [
   function expireCalls (draft) {
     const phase = openBatch(draft)
     return phase !== null && expire(draft, draft.state.run as ActiveRun, phase)
-  },
-
-  /** Everything that was asked for is there. */
-  function resumeRun (draft) {
-    const phase = openBatch(draft)
-    return phase !== null && resume(draft, draft.state.run as ActiveRun, phase)
   },
 
   /** Dispatched calls that nobody runs yet are given to the executor, as far as it has room. */

@@ -130,8 +130,10 @@ t.test('E4, E10-E14, D12, J1: any batch closes; what clashes never overlaps; not
       const state = states[i] as CallState
       const busy = states.filter((other) => other.status === 'running' || (other.status === 'pending' && other.worker !== null))
       const before = states.filter((other) => other.rank < state.rank && other.settled === 0).map((other) => Number(other.id.slice('call_c'.length)))
-      const places = states.filter((other) => other.name === state.name && other.settled === 0 && other.rules.rate_limited === true && (other.placed || busy.includes(other)))
-      return (state.rules.rate_limited === true && !state.placed && places.length >= room) || state.worker !== null || (!parallel && before.length > 0) || one.refers.some((to) => !settled.has(to)) || busy.length >= limit || before.some((other) => clash(one, calls[other] as Asked)) ||
+      const isPlaced = (other: CallState) => other.settled === 0 && other.rules.rate_limited === true && (other.placed || busy.includes(other))
+      const places = states.filter((other) => other.name === state.name && isPlaced(other))
+      return (state.rules.rate_limited === true && !state.placed && places.length >= room) || state.worker !== null || (!parallel && before.length > 0) ||
+        one.refers.some((to) => !settled.has(to)) || busy.length >= limit || before.some((other) => clash(one, calls[other] as Asked)) ||
         (one.max !== null && busy.filter((other) => other.name === state.name).length >= one.max) || (one.needs === 'approval' && !state.approved) || one.needs === 'client' ||
         state.ready_at > scene.now || (suspension === 'barrier' && before.some((other) => calls[other]?.needs === 'client' || (calls[other]?.needs === 'approval' && states[other]?.approved === false)))
     }
