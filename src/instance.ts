@@ -29,6 +29,7 @@ import { createKeys } from './store/keys.js'
 import { createPresence } from './store/presence.js'
 import { createRedisLimiter } from './store/limiter.js'
 import { createRedisStore } from './store/redis-store.js'
+import { createUpkeep } from './store/upkeep.js'
 
 /** The process cannot do its work as it is set up. The message is for the operator: what is wrong, and what to do. */
 export class StartError extends Error {
@@ -111,14 +112,18 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   const metrics = createMetrics(() => engine?.load() ?? { turns: 0, calls: 0 })
   const engineLog = log.child({ component: 'engine', worker: settings.worker })
   const limiter = createRedisLimiter(command, keys)
+  const presence = createPresence(command, keys)
   const shared = { store, feed, hints, tools, clock, ids, log: engineLog, settings, observe: metrics.observe }
   if (roles.worker) {
     const model = openaiModel({ ...provider.connection, timeoutMs: config.model.timeoutMs, idleMs: config.model.idleMs, concurrency: config.model.concurrency })
     const leases = createLeases(connect('lock'), keys, settings.leaseMs, engineLog)
-    engine = createEngine({ ...shared, presence: createPresence(command, keys), leases, limiter, model, random: Math.random })
+    engine = createEngine({ ...shared, presence, leases, limiter, model, random: Math.random })
   }
   const executed: Executed = engine ?? createExecute(shared, null)
-  const context: Context = { store, feed, keys, executed, tools, clock, ids, defaultModel: provider.model, parallelTools: config.features.parallelTools }
+  const context: Context = {
+    store, feed, keys, executed, presence, upkeep: createUpkeep(command, keys), hints, settings, tools, clock, ids,
+    defaultModel: provider.model, parallelTools: config.features.parallelTools
+  }
 
   let workers: Workers | null = null
   let state = 'starting' as 'starting' | 'working' | 'stopping'

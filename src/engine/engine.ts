@@ -1,16 +1,17 @@
 import type { Command, Executor, ModelCall } from '../core/command.js'
-import { docNames, type Effect } from '../core/draft.js'
+import type { Effect } from '../core/draft.js'
 import { CALLS_PER_JOB, dueAt, wanted } from '../core/schedule.js'
 import { claimsOf, type ActiveRun, type BatchPhase, type CallState, type Claim } from '../core/state.js'
 import type { Limiter } from '../store/limiter.js'
 import type { Feed, Presence, Row, Store, WorkerNote } from '../store/store.js'
+import { readArguments } from './arguments.js'
 import { performCall } from './call.js'
 import type { Event } from '../core/event.js'
 import { abortNote, createExecute, type Executed, type Performer } from './execute.js'
 import { createLedgerCache } from './ledger.js'
 import type { Model } from './model/model.js'
 import { forModel } from './tools/output.js'
-import { patientReads, type Reads } from './patience.js'
+import { patientReads } from './patience.js'
 import type { Clock, Hints, Ids, Leases, Log, Settings } from './ports.js'
 import { createSpecs } from './run-spec.js'
 import type { Tools } from './tools/tool.js'
@@ -236,14 +237,6 @@ export function createEngine (deps: EngineDeps): Engine {
         if (state.rules.retry !== undefined) wakeForRetry(conversation, call_id)
       }, () => { if (desk.calls.get(call_id) === work) desk.calls.delete(call_id) })
     }
-  }
-
-  async function readArguments (from: Reads, conversation: string, callIds: string[]): Promise<Map<string, Record<string, unknown>>> {
-    const stored = await from.docs(conversation, callIds.flatMap((id) => [docNames.arguments(id), docNames.call(id)]))
-    return new Map(callIds.map((id, i) => {
-      const [own, written] = stored.slice(2 * i)
-      return [id, own != null ? JSON.parse(own) : (JSON.parse(written ?? '{}') as { arguments?: Record<string, unknown> }).arguments ?? {}]
-    }))
   }
 
   /** A note from another process, or from ourselves. */
