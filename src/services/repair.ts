@@ -54,7 +54,8 @@ export function createRepairService (context: Context): Services['conversations'
       conversation: conversationView(row, now),
       claims: claims.map(({ worker, call_id: callId, attempt }) => {
         const left = signs.get(worker) ?? 0
-        return { worker, alive: left > 0, alive_until: left > 0 ? iso(now + left) : null, turn: row.state.run?.phase.turn ?? row.state.turn, call_id: callId, attempt }
+        const alive = left > 0
+        return { worker, alive, alive_until: alive ? iso(now + left) : null, turn: row.state.run?.phase.turn ?? row.state.turn, call_id: callId, attempt }
       }),
       lock: lock === null ? null : { held_until: iso(now + lock.ms) },
       due_at: due === null ? null : iso(due),

@@ -97,10 +97,11 @@ for (const [what, one, status, before] of [
 }
 
 t.test('fail_call says of a started call that writes that it may have taken effect, and leaves what refers to it without an input', async (t) => {
-  const after = call('b', { references: ['{{stepOutputs.call_a.x}}'], arguments: { at: '{{stepOutputs.call_a.x}}' } })
+  const after = call('b', { references: ['p_a'], arguments: { at: '{{stepOutputs.p_a.x}}' } })
   const scene = given(start(), work('w1'), by('w1', ask(write('a'), after)))
   const then = scene.when(failCall('a'))
   t.match(then.events[1]?.error, { message: 'an operator has ended this call (it had been started, and may have taken effect)' })
+  t.match(then.events[2], { type: 'tool.failed', call_id: 'call_b', error: { code: 'dependency_failed' } })
   ends(t, scene)
 })
 
