@@ -3,6 +3,7 @@ import { Message } from '../src/core/message.js'
 import { fromCursor, toCursor } from '../src/http/cursor.js'
 import { Conversation, ConversationState, CreateConversation } from '../src/schemas/conversation.js'
 import { page, pageQuery } from '../src/schemas/page.js'
+import { Repair, RepairReport } from '../src/schemas/repair.js'
 import { conversationParams, json, locationHeader, postHeaders, problems, query, replayedHeader } from '../src/schemas/request.js'
 
 const tags = ['Conversations']
@@ -12,7 +13,7 @@ const BODY_LIMIT = 8_388_608
 
 const etagHeader = { ETag: { type: 'string', description: 'The version, quoted.' } }
 
-/** Conversations: create, read, delete. */
+/** Conversations: create, read, repair, delete. */
 export default (async (app) => {
   const { conversations } = app.services
 
@@ -93,6 +94,22 @@ export default (async (app) => {
     reply.headers({ etag, 'cache-control': 'private, no-cache' })
     return matches(headers['if-none-match'], etag) ? reply.code(304).send(null) : reply.send(row)
   })
+
+  app.post('/conversations/:conversation_id/repair', {
+    schema: {
+      operationId: 'repairConversation',
+      summary: 'Look after a conversation that does not go on',
+      description: 'For operators. `explain` says what it waits for and who works for it; the others step in, which `conversation.recovered` tells. What does not fit its state is answered 409 and changes nothing.',
+      tags,
+      params: conversationParams,
+      headers: postHeaders,
+      body: Repair,
+      response: { 200: json('How it stands now.', RepairReport, replayedHeader), ...problems(404, 409, 413, 415, 422) }
+    }
+  }, async (request, reply) => reply.answer(await request.once(async (caller) => {
+    const report = await conversations.repair(caller, request.params.conversation_id, request.body)
+    return { code: 200, headers: {}, body: JSON.stringify(report) }
+  })))
 }) satisfies FastifyPluginAsyncTypebox
 
 /** Weak comparison, as `If-None-Match` wants it (RFC 9110, 13.1.2). */

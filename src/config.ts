@@ -60,6 +60,8 @@ export interface Config {
     sweepMs: number
     /** When BullMQ calls a job stalled. */
     stalledMs: number
+    /** For how long due work may stand still before a worker opens its queue again, and then before it ends. 0: for ever. */
+    watchdogMs: number
     /** Conversations advanced at once, per process. */
     turnConcurrency: number
     /** Calls run at once, per process. */
@@ -125,6 +127,7 @@ const Variables = Type.Object({
   INTERLOCK_LOCK_TTL_MS: time(100, 10_000),
   INTERLOCK_SWEEP_MS: time(10, 1000),
   INTERLOCK_STALLED_MS: time(100, 10_000),
+  INTERLOCK_WATCHDOG_MS: time(0, 30_000),
   INTERLOCK_TURN_CONCURRENCY: whole(1, 10_000, 64),
   INTERLOCK_TOOL_CONCURRENCY: whole(1, 10_000, 256),
   INTERLOCK_LOCAL_CALLS: whole(0, 10_000, 8),
@@ -175,6 +178,7 @@ export function loadConfig (env: NodeJS.ProcessEnv = process.env): Config {
       lockTtlMs: values.INTERLOCK_LOCK_TTL_MS,
       sweepMs: values.INTERLOCK_SWEEP_MS,
       stalledMs: values.INTERLOCK_STALLED_MS,
+      watchdogMs: values.INTERLOCK_WATCHDOG_MS,
       turnConcurrency: values.INTERLOCK_TURN_CONCURRENCY,
       toolConcurrency: values.INTERLOCK_TOOL_CONCURRENCY,
       localCalls: values.INTERLOCK_LOCAL_CALLS

@@ -18,6 +18,7 @@ const table = {
   suspension_resolved: [409, 'The suspension is resolved', false],
   message_delivered: [409, 'The message does not wait any more', false],
   call_settled: [409, 'The call is settled', false],
+  not_repairable: [409, 'That does not fit what the conversation is doing', false],
   conversation_exists: [409, 'The conversation exists already', false],
   idempotency_in_progress: [409, 'The first request with this key is under way', true],
   version_conflict: [409, 'The conversation has changed meanwhile', true],
@@ -127,6 +128,8 @@ export const messageDelivered = (messageId: string) => new ProblemError('message
 export const suspensionResolved = (suspensionId: string, how: string, callIds: string[]) => new ProblemError('suspension_resolved', `It is over (${how}). Read the run for what it waits for now.`, { suspension_id: suspensionId, call_ids: callIds })
 /** `how` is said of the calls. */
 export const callSettled = (how: string, callIds: string[]) => new ProblemError('call_settled', `${callIds.join(', ')}: ${how}.`, { call_ids: callIds })
+/** `advice` says what would fit. */
+export const notRepairable = (advice: string, runIds: string[]) => new ProblemError('not_repairable', advice, { run_ids: runIds })
 export const conversationExists = (conversationId: string) => new ProblemError('conversation_exists', 'Choose another id, or post a run to this conversation.', { conversation_id: conversationId })
 export const idempotencyInProgress = () => new ProblemError('idempotency_in_progress', 'The first request with this Idempotency-Key has no answer yet. Send it again a little later.', { retry_after_s: 1 })
 export const versionConflict = () => new ProblemError('version_conflict', 'Others kept changing the conversation at the same moment. Send the request again.', { retry_after_s: 1 })

@@ -11,6 +11,7 @@ import { startScriptedModel } from './engine/model/scripted/scripted-model.js'
 import { openTools } from './engine/tools/tools.js'
 import { createHintQueue } from './queue/queue.js'
 import { startWorkers, type Workers } from './queue/workers.js'
+import type { Line } from './queue/line.js'
 import { closeRedis, connectRedis, whenReady, type Connection, type Role } from './redis/connect.js'
 import { describeRedis } from './redis/describe.js'
 import { openRedis } from './redis/embedded.js'
@@ -29,6 +30,7 @@ import { createKeys } from './store/keys.js'
 import { createPresence } from './store/presence.js'
 import { createRedisLimiter } from './store/limiter.js'
 import { createRedisStore } from './store/redis-store.js'
+import { createUpkeep } from './store/upkeep.js'
 
 /** The process cannot do its work as it is set up. The message is for the operator: what is wrong, and what to do. */
 export class StartError extends Error {
@@ -39,6 +41,10 @@ export interface Instance {
   services: Services
   /** Resolves when everything works, however long Redis takes; with false when it was stopped before. Rejects with a `StartError` when it never will. */
   ready: Promise<boolean>
+  /** Resolves when this process is of no use any more and should end, to be started again. */
+  broken: Promise<void>
+  /** Takes no more work, finishes what it can in the grace time and hands over the rest. Requests are still answered. */
+  drain: () => Promise<void>
   /** Stops work, hands over what cannot be finished, and closes every connection. */
   stop: () => Promise<void>
 }
@@ -86,7 +92,11 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   const keys = createKeys(config.redis.keyPrefix, config.redis.partitions)
   const store = createRedisStore(command, keys)
   const feed = createFeed(connect('subscriber'), command, keys)
-  const hints = createHintQueue(connect('queue'), keys.queuePrefix, log.child({ component: 'queue' }))
+  const line = (role: Role): Line => {
+    const connection = connect(role)
+    return { connection, close: () => closeRedis(connection) }
+  }
+  const hints = createHintQueue(() => line('queue'), keys.queuePrefix, log.child({ component: 'queue' }))
   const ulid = monotonicFactory(pooledRandom())
   const ids: Ids = { next: () => ulid() }
   const provider = await openProvider(config, roles, log)
@@ -111,17 +121,24 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   const metrics = createMetrics(() => engine?.load() ?? { turns: 0, calls: 0 })
   const engineLog = log.child({ component: 'engine', worker: settings.worker })
   const limiter = createRedisLimiter(command, keys)
+  const presence = createPresence(command, keys)
   const shared = { store, feed, hints, tools, clock, ids, log: engineLog, settings, observe: metrics.observe }
   if (roles.worker) {
     const model = openaiModel({ ...provider.connection, timeoutMs: config.model.timeoutMs, idleMs: config.model.idleMs, concurrency: config.model.concurrency })
     const leases = createLeases(connect('lock'), keys, settings.leaseMs, engineLog)
-    engine = createEngine({ ...shared, presence: createPresence(command, keys), leases, limiter, model, random: Math.random })
+    engine = createEngine({ ...shared, presence, leases, limiter, model, random: Math.random })
   }
   const executed: Executed = engine ?? createExecute(shared, null)
-  const context: Context = { store, feed, keys, executed, tools, clock, ids, defaultModel: provider.model, parallelTools: config.features.parallelTools }
+  const context: Context = {
+    store, feed, keys, executed, presence, upkeep: createUpkeep(command, keys), hints, settings, tools, clock, ids,
+    defaultModel: provider.model, parallelTools: config.features.parallelTools
+  }
 
   let workers: Workers | null = null
+  let tellBroken = () => { /* set below */ }
+  const broken = new Promise<void>((resolve) => { tellBroken = resolve })
   let state = 'starting' as 'starting' | 'working' | 'stopping'
+  const isStopping = () => state === 'stopping'
 
   const services: Services = {
     runs: createRunService(context),
@@ -141,7 +158,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
       ready: async () => {
         const answers = await command.ping().then(() => 'ok', () => 'does not answer')
         const checks: Record<string, string> = { process: state === 'working' ? 'ok' : state, redis: answers }
-        if (roles.worker) checks.worker = workers === null ? 'starting' : workers.idleMs() < STUCK_MS ? 'ok' : 'makes no progress'
+        if (roles.worker) checks.worker = workers === null ? 'starting' : workers.idleMs() < STUCK_MS && !workers.isStuck() ? 'ok' : 'makes no progress'
         return { ready: Object.values(checks).every((check) => check === 'ok'), checks }
       }
     },
@@ -163,7 +180,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
 
   const ready = (async () => {
     await Promise.all(connections.map(whenReady))
-    if (state === 'stopping') return false
+    if (isStopping()) return false
     const { refusal, warnings } = await untilAnswered(() => describeRedis(command, config.redis.profile))
     if (refusal !== undefined) throw new StartError(refusal)
     for (const warning of warnings) log.warn({}, warning)
@@ -171,12 +188,19 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
     if (engine !== null) {
       const own = engine
       await untilAnswered(() => own.start())
-      workers = startWorkers(own, {
-        connection: connect('worker'),
+      if (isStopping()) return false
+      workers = startWorkers(own, hints, {
+        connect: () => line('worker'),
         prefix: keys.queuePrefix,
         concurrency: settings.turns,
         stalledMs: config.worker.stalledMs,
         sweepMs: settings.sweepMs,
+        watchdogMs: config.worker.watchdogMs,
+        answers: () => command.ping().then(() => true, () => false),
+        onStuck () {
+          log.fatal({ watchdog_ms: config.worker.watchdogMs }, 'due work stands still and new connections did not help; ending, so that the process is started again')
+          tellBroken()
+        },
         log: log.child({ component: 'worker', worker: settings.worker })
       })
     }
@@ -190,12 +214,19 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   // Until somebody waits for it, a refusal is not unhandled: it is heard when they do.
   ready.catch(() => {})
 
+  let draining: Promise<void> | undefined
+  const drain = () => {
+    state = 'stopping'
+    return draining ??= workers?.stop(config.graceMs) ?? Promise.resolve()
+  }
+
   return {
     services,
     ready,
+    broken,
+    drain,
     async stop () {
-      state = 'stopping'
-      await workers?.stop(config.graceMs)
+      await drain()
       await hints.close()
       await Promise.all(connections.map(closeRedis))
       await Promise.all([tools.close(), provider.close()])

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import closeWithGrace from 'close-with-grace'
 import { pino, type Logger } from 'pino'
 import { buildApp } from './app.js'
@@ -12,8 +13,8 @@ function createLog (config: Config): Logger {
 }
 
 /**
- * Runs one process until it is told to end: listens at once, works when Redis is there, drains on SIGTERM and SIGINT, exits 0. What
- * only the operator can mend is one sentence on stderr and exit code 1.
+ * Runs one process until it is told to end: listens at once, works when Redis is there, drains on SIGTERM and SIGINT, exits 0; told a
+ * second time, it ends at once. What only the operator can mend is one sentence on stderr and exit code 1.
  */
 export async function runProcess (roles: Roles & { api: boolean }): Promise<void> {
   try {
@@ -28,11 +29,18 @@ export async function runProcess (roles: Roles & { api: boolean }): Promise<void
       ...(!roles.api && { routes: 'operations' as const })
     })
     const address = await app.listen({ host: config.http.host, port })
-    closeWithGrace({ delay: config.graceMs + 10_000, logger: log }, async ({ err: error }) => {
+    let isBroken = false
+    const { close } = closeWithGrace({ delay: config.graceMs + 10_000, logger: log }, async ({ err: error }) => {
       if (error !== undefined) log.fatal({ err: error }, 'ending after an unexpected error')
-      await app.close()
+      // At once: while requests are still answered, no new work is taken. Whoever does not take an answer is not waited for longer than work is.
+      await Promise.all([Promise.race([app.close(), sleep(config.graceMs)]), instance.drain()])
       await instance.stop()
+      if (isBroken) process.exit(1)
     })
+    instance.broken.then(() => {
+      isBroken = true
+      return close()
+    }, () => { /* it never rejects */ })
     log.info({ address, roles }, 'listening')
     if (await instance.ready) log.info({ address }, 'ready')
   } catch (error) {

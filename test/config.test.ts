@@ -20,7 +20,7 @@ t.test('O1: an empty environment gives the documented defaults', async (t) => {
     http: { host: '127.0.0.1', port: 3000, workerPort: 0, apiKeys: [] },
     redis: { url: undefined, dataDir: resolve('.interlock'), serverBin: undefined, keyPrefix: 'il', partitions: 16, profile: 'fast' },
     model: { apiKey: undefined, baseUrl: undefined, name: undefined, concurrency: 0, timeoutMs: 60_000, idleMs: 60_000, attempts: 4 },
-    worker: { lockTtlMs: 10_000, sweepMs: 1000, stalledMs: 10_000, turnConcurrency: 64, toolConcurrency: 256, localCalls: 8 },
+    worker: { lockTtlMs: 10_000, sweepMs: 1000, stalledMs: 10_000, watchdogMs: 30_000, turnConcurrency: 64, toolConcurrency: 256, localCalls: 8 },
     graceMs: 10_000,
     tools: { allowedHosts: [], dir: undefined, secrets: undefined, signingSecret: undefined, mcpServers: undefined },
     features: { parallelTools: true }
@@ -40,7 +40,7 @@ t.test('every variable arrives where it belongs', async (t) => {
     INTERLOCK_ALLOWED_TOOL_HOSTS: 'tools.internal, 10.0.0.0/8,[::1]:8080', INTERLOCK_DATA_DIR: folder, INTERLOCK_KEY_PREFIX: 'x-1',
     INTERLOCK_PARTITIONS: '4', INTERLOCK_PROFILE: 'durable', INTERLOCK_TOOLS_DIR: join(folder, 'tools'), INTERLOCK_MODEL_CONCURRENCY: '1',
     INTERLOCK_MODEL_TIMEOUT_MS: '2', INTERLOCK_MODEL_IDLE_MS: '3', INTERLOCK_MODEL_ATTEMPTS: '5', INTERLOCK_LOCK_TTL_MS: '100',
-    INTERLOCK_SWEEP_MS: '10', INTERLOCK_STALLED_MS: '101', INTERLOCK_TURN_CONCURRENCY: '7', INTERLOCK_TOOL_CONCURRENCY: '9',
+    INTERLOCK_SWEEP_MS: '10', INTERLOCK_STALLED_MS: '101', INTERLOCK_WATCHDOG_MS: '0', INTERLOCK_TURN_CONCURRENCY: '7', INTERLOCK_TOOL_CONCURRENCY: '9',
     INTERLOCK_LOCAL_CALLS: '0', INTERLOCK_GRACE_MS: '11', FEATURE_PARALLEL_TOOLS: 'false', INTERLOCK_SECRETS: join(folder, 'secrets.json'),
     INTERLOCK_SIGNING_SECRET: 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw', INTERLOCK_MCP_SERVERS: '{}'
   })
@@ -55,7 +55,7 @@ t.test('every variable arrives where it belongs', async (t) => {
     },
     redis: { url: 'redis+cluster://a:1,b:2', dataDir: folder, serverBin: bin, keyPrefix: 'x-1', partitions: 4, profile: 'durable' },
     model: { apiKey: 'sk-test', baseUrl: 'http://127.0.0.1:9/v1', name: 'm', concurrency: 1, timeoutMs: 2, idleMs: 3, attempts: 5 },
-    worker: { lockTtlMs: 100, sweepMs: 10, stalledMs: 101, turnConcurrency: 7, toolConcurrency: 9, localCalls: 0 },
+    worker: { lockTtlMs: 100, sweepMs: 10, stalledMs: 101, watchdogMs: 0, turnConcurrency: 7, toolConcurrency: 9, localCalls: 0 },
     graceMs: 11,
     tools: {
       allowedHosts: ['tools.internal', '10.0.0.0/8', '[::1]:8080'],

@@ -8,7 +8,7 @@ import type { CallRules } from './state.js'
  */
 export type Command =
   | CreateConversation | StartRun | Advance | RetryTurn | CompleteTurn | FailTurn | PlaceCall | CompleteCall | ProgressCall | CancelRun | Lapse | Recover
-  | PostMessage | EditMessage | WithdrawMessage | Decide | SubmitOutputs | KeepOrphan | DiscardOrphan | AttachOrphan
+  | PostMessage | EditMessage | WithdrawMessage | Decide | SubmitOutputs | KeepOrphan | DiscardOrphan | AttachOrphan | Repair
 
 interface Timed {
   /** Milliseconds since 1970. */
@@ -232,6 +232,26 @@ export interface Recover extends Timed {
   /** Messages that wait although the ledger has them. */
   delivered: string[]
 }
+
+/** An operator steps in. */
+export interface Repair extends Timed {
+  type: 'Repair'
+  /** Names the request, so that it is recognised when it is repeated. */
+  operation: string
+  action: RepairAction
+  /** Why, in the operator's words; null: not said. A failed call tells the model. */
+  reason: string | null
+  /** What row and ledger were seen to disagree in at event `seq`, and what the ledger says; null: nothing, or nobody could look. */
+  found: { seq: number, wrong: string[], messages: number, delivered: string[] } | null
+}
+
+export type RepairAction =
+  /** The turn begins again at once: taken away from its worker, or without the rest of its wait. */
+  | { type: 'retry_turn' }
+  /** An unsettled call fails, whatever it waits for. */
+  | { type: 'fail_call', call_id: string }
+  /** These claims are given up, as if their workers had died. */
+  | { type: 'release', fence: number | null, calls: Lapse['calls'] }
 
 export type MessageMode = 'auto' | 'interrupt' | 'steer' | 'queue'
 

@@ -83,14 +83,18 @@ export function awaited (call: CallState): 'approval' | 'client_tool' | null {
   return call.rules.client === undefined ? null : 'client_tool'
 }
 
-function inOrder (phase: BatchPhase): CallState[] {
+/** The calls of a batch in the order in which they can be run. */
+export function inOrder (phase: BatchPhase): CallState[] {
   return [...phase.calls].sort((a, b) => a.rank - b.rank)
 }
 
 /** Whether an unsettled call before the one at `i` stands in its way. */
-function isHeldUp (order: CallState[], i: number): boolean {
+const isHeldUp = (order: CallState[], i: number): boolean => inTheWay(order, i).length > 0
+
+/** The unsettled calls before the one at `i` that hold one of its resources in a conflicting way. */
+export function inTheWay (order: CallState[], i: number): CallState[] {
   const own = holderOf(order[i] as CallState)
-  return order.slice(0, i).some((call) => isOpen(call) && conflict(holderOf(call), own))
+  return order.slice(0, i).filter((call) => isOpen(call) && conflict(holderOf(call), own))
 }
 
 function holderOf ({ rules, holds }: CallState): Holder {
@@ -138,6 +142,14 @@ export function wanted (state: State, now: number, leaseMs: number): WantedJob[]
   return jobs
 }
 
+/** Whether work that nobody has claimed has waited so long that its job seems to be lost: whoever has room takes it without one. */
+export function isOverdue (state: State, now: number, leaseMs: number): boolean {
+  const phase = state.run?.phase
+  if (phase === undefined) return false
+  if (phase.type === 'turn') return phase.worker === null && now - phase.ready_at >= leaseMs
+  return phase.calls.some((call) => call.status === 'running' && call.worker === null && now - call.since >= leaseMs)
+}
+
 /** Empty for a job that may simply still wait in the queue; then one suffix per doubling of the lease, so that a long queue is not flooded. */
 function generationOf (waitedMs: number, leaseMs: number): string {
   return waitedMs < leaseMs ? '' : `-g${Math.floor(Math.log2(waitedMs / leaseMs)) + 1}`
@@ -160,7 +172,12 @@ export function dueAt (state: State, now: number, { leaseMs, sweepMs }: { leaseM
   } else {
     const timeout = timeoutAt(run)
     if (timeout !== null) times.push(timeout)
-    const unclaimed = (since: number) => Math.max(since, now) + Math.max(sweepMs, (now - since) / 2)
+    const unclaimed = (since: number) => {
+      const waited = Math.max(0, now - since)
+      // Not past the moment from which a sweep may take it up itself (`isOverdue`).
+      const overdue = waited < leaseMs ? Math.max(since + leaseMs, now + 1) : Infinity
+      return Math.min(Math.max(since, now) + Math.max(sweepMs, waited / 2), overdue)
+    }
     if (run.phase.type === 'turn') {
       const { worker, ready_at: readyAt } = run.phase
       times.push(worker === null ? (readyAt > now ? readyAt : unclaimed(readyAt)) : now + leaseMs)

@@ -156,6 +156,6 @@ function suspensionOf ({ state }: Draft, runId: string): { run: ActiveRun, phase
 }
 
 /** Keeps what was decided, for whoever decides on the same call after it. */
-function record (draft: Draft, call: CallState, decided: Record<string, unknown>): void {
+export function record (draft: Draft, call: CallState, decided: Record<string, unknown>): void {
   put(draft, docNames.decision(call.id), JSON.stringify({ call_id: call.id, decided_at: iso(draft.now), ...decided }))
 }

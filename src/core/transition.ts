@@ -1,21 +1,22 @@
-import { completeCall, failCall, startCall } from './batch.js'
-import type { Command, CompleteCall, CompleteTurn, CreateConversation, FailTurn, Lapse, PlaceCall, ProgressCall, Recover, RetryTurn, StartRun, TokenCount } from './command.js'
+import { completeCall, startCall } from './batch.js'
+import type { Command, CompleteCall, CompleteTurn, CreateConversation, FailTurn, PlaceCall, ProgressCall, Recover, RetryTurn, StartRun, TokenCount } from './command.js'
 import { releaseDelayedMessages } from './delivery.js'
-import { abortWorker, append, docNames, emit, iso, messageJson, put, remember, type Doc, type Draft, type Effect, type Piece } from './draft.js'
+import { append, docNames, emit, iso, messageJson, put, remember, type Doc, type Draft, type Effect, type Piece } from './draft.js'
 import { endQueuedRun, endRun, rollBack } from './ending.js'
 import type { Event } from './event.js'
+import { lapse } from './lapse.js'
 import { editMessage, postMessage, withdrawMessage } from './messages.js'
 import { attachOrphan, discardOrphan, forgetOldOrphans, keepOrphan } from './orphans.js'
 import { arrange } from './references.js'
+import { mend, repair } from './repair.js'
 import { fillResources } from './resources.js'
 import { settle } from './settle.js'
-import { timeoutAt } from './schedule.js'
 import { decide, submitOutputs } from './suspension.js'
-import { isBusy, type ActiveRun, type BatchPhase, type CallState, type QueuedRun, type State, type TurnPhase } from './state.js'
+import { type ActiveRun, type BatchPhase, type CallState, type QueuedRun, type State, type TurnPhase } from './state.js'
 import { concludeTurn, restartTurn } from './turn.js'
 
 /** Why a command changed nothing. `stale`: it comes from a worker that lost the right to write, or for something already settled. */
-export type Refusal = 'stale' | 'nothing_due' | 'duplicate' | 'run_active' | 'run_ended' | 'not_found' | 'exists' | 'queue_full' | 'suspension_resolved' | 'call_settled'
+export type Refusal = 'stale' | 'nothing_due' | 'duplicate' | 'run_active' | 'run_ended' | 'not_found' | 'exists' | 'queue_full' | 'suspension_resolved' | 'call_settled' | 'not_repairable'
 
 export interface Change {
   state: State
@@ -28,9 +29,6 @@ export interface Change {
 }
 
 export type Outcome = { refusal: Refusal } | { refusal: null, change: Change }
-
-/** A worker that dies over the same turn or call this often takes the work with it: something in it kills workers (FAULTS F27). */
-export const MAX_LOSSES = 5
 
 /**
  * The whole behaviour of a conversation: what a command does to its state, as a function. It records the one fact the command
@@ -86,6 +84,7 @@ function record (draft: Draft, command: Command): Refusal | null {
     case 'DiscardOrphan': return discardOrphan(draft, command)
     case 'AttachOrphan': return attachOrphan(draft, command)
     case 'Recover': return recover(draft, command)
+    case 'Repair': return repair(draft, command)
   }
 }
 
@@ -254,59 +253,11 @@ function cancelRun (draft: Draft, runId: string, reason: string): Refusal | null
   return null
 }
 
-function lapse (draft: Draft, command: Lapse): Refusal | null {
-  const { run } = draft.state
-  if (run === null) return 'nothing_due'
-  const timeout = timeoutAt(run)
-  if (timeout !== null && command.at >= timeout) {
-    endRun(draft, run, 'incomplete', [run.cause], { stop_reason: 'run_timeout' })
-    return null
-  }
-  const { phase } = run
-  if (phase.type === 'turn') {
-    if (phase.worker === null || phase.fence !== command.fence) return 'nothing_due'
-    phase.losses++
-    abortWorker(draft, phase.worker, phase.fence, [], 'worker_lost')
-    phase.worker = null
-    if (phase.losses >= MAX_LOSSES) {
-      const message = `${MAX_LOSSES} workers were lost during this LLM call; look into their logs, then post a new run`
-      endRun(draft, run, 'failed', phase.caused_by, { error: { code: 'worker_lost', message, retryable: true } })
-    } else {
-      restartTurn(draft, run, phase, 'worker_lost', 0)
-    }
-    return null
-  }
-  let changed = false
-  for (const { call_id: callId, attempt, arguments: args } of command.calls) {
-    const call = phase.calls.find((one) => one.id === callId)
-    if (call === undefined || !isBusy(call) || call.worker === null || call.attempt !== attempt) continue
-    changed = true
-    abortWorker(draft, call.worker, null, [call.id], 'worker_lost')
-    if (call.status === 'pending') {
-      // It had only asked for its place.
-      Object.assign(call, { worker: null, since: command.at })
-    } else if ((call.rules.effects === 'read' || call.rules.idempotent) && ++call.losses < MAX_LOSSES) {
-      Object.assign(call, { status: 'pending', worker: null, since: command.at, arguments: args })
-    } else {
-      const message = 'the worker that ran this call was lost, so nobody knows whether it took effect; check before calling again'
-      failCall(draft, run, phase, call, { code: 'outcome_unknown', message })
-    }
-  }
-  return changed ? null : 'nothing_due'
-}
-
-/** Makes the row agree with what stands beside it. No message is lost: whose run is over waits for the present one. */
+/** Makes the row agree with what stands beside it. */
 function recover (draft: Draft, command: Recover): Refusal | null {
-  const { state } = draft
-  const held = heldTurn(state, command.fence)
+  const held = heldTurn(draft.state, command.fence)
   if (held === null) return 'stale'
-  const runs = [held.run.id, ...state.queue.map((run) => run.id)]
-  state.messages = command.messages
-  state.waiting = state.waiting.filter((message, i, all) => {
-    return !command.delivered.includes(message.id) && all.findIndex((one) => one.id === message.id) === i
-  })
-  for (const message of state.waiting) if (message.run_id !== null && !runs.includes(message.run_id)) message.run_id = held.run.id
-  state.queue = state.queue.filter((run, i, all) => run.id !== held.run.id && all.findIndex((one) => one.id === run.id) === i)
+  mend(draft.state, command)
   emit(draft, held.run, 'conversation.recovered', { turn: held.phase.turn, caused_by: held.phase.caused_by }, { detail: command.detail })
   return null
 }

@@ -1,16 +1,17 @@
 import type { Command, Executor, ModelCall } from '../core/command.js'
-import { docNames, type Effect } from '../core/draft.js'
-import { CALLS_PER_JOB, dueAt, wanted } from '../core/schedule.js'
+import type { Effect } from '../core/draft.js'
+import { CALLS_PER_JOB, dueAt, isOverdue, wanted } from '../core/schedule.js'
 import { claimsOf, type ActiveRun, type BatchPhase, type CallState, type Claim } from '../core/state.js'
 import type { Limiter } from '../store/limiter.js'
 import type { Feed, Presence, Row, Store, WorkerNote } from '../store/store.js'
+import { readArguments } from './arguments.js'
 import { performCall, takePlace } from './call.js'
 import type { Event } from '../core/event.js'
 import { abortNote, createExecute, type Executed, type Performer } from './execute.js'
 import { createLedgerCache } from './ledger.js'
 import type { Model } from './model/model.js'
 import { forModel } from './tools/output.js'
-import { patientReads, type Reads } from './patience.js'
+import { patientReads } from './patience.js'
 import type { Clock, Hints, Ids, Leases, Log, Settings } from './ports.js'
 import { createSpecs } from './run-spec.js'
 import type { Tools } from './tools/tool.js'
@@ -49,8 +50,16 @@ export interface Engine extends Executed {
 /** A result that was paid for is worth waiting for the store. Milliseconds. */
 const PATIENT_MS = 24 * 3_600_000
 
+/** Milliseconds that handing over what could not be finished may take, when the store does not answer. */
+const HAND_OVER_MS = 2000
+
 /** A claim being worked on. It stays known until its result is stored; `over` once it takes up no room any more. */
-interface Work { abort: AbortController, over: boolean }
+interface Work {
+  abort: AbortController
+  over: boolean
+  /** It is left to finish also when it is given up. */
+  uncancellable?: true
+}
 
 /** What this worker does for one conversation. */
 interface Desk {
@@ -74,17 +83,19 @@ export function createEngine (deps: EngineDeps): Engine {
   const spec = createSpecs(reads, tools)
   const running = { turns: 0, calls: 0 }
   let open = false
+  /** When the sign of life was last shown. */
+  let beaten = clock.now()
   const timers = new Set<() => void>()
   let unlisten = () => { /* not listening yet */ }
 
   const performer: Performer = {
     room (conversation, claim, taken): Omit<Executor, 'worker'> {
       if (!open) return { turn: false, calls: 0, spread: false }
-      const spread = claim === 'spread'
+      const spread = claim !== 'local'
       const here = [...desks.get(conversation)?.calls.values() ?? []].filter((work) => !work.over).length
       return {
         // A worker that is full goes on with another conversation's turn first: the queue is first come, first served (N4).
-        turn: spread || running.turns < settings.turns,
+        turn: claim === 'spread' || running.turns < settings.turns,
         calls: Math.min(spread ? CALLS_PER_JOB : settings.localCalls - here - taken, settings.calls - running.calls - taken),
         spread
       }
@@ -214,9 +225,9 @@ export function createEngine (deps: EngineDeps): Engine {
     const missing = calls.filter((call) => !known.has(call.call_id)).map((call) => call.call_id)
     const reading = missing.length === 0 ? Promise.resolve(known) : readArguments(reads, conversation, missing)
     for (const { call_id, attempt: claimed } of calls) {
-      const work: Work = { abort: new AbortController(), over: false }
-      desk.calls.set(call_id, work)
       const state = phase.calls.find((call) => call.id === call_id) as CallState
+      const work: Work = { abort: new AbortController(), over: false, ...(state.rules.uncancellable && { uncancellable: true }) }
+      desk.calls.set(call_id, work)
       begin(conversation, 'calls', work, async (finished) => {
         const [args, prepared] = await Promise.all([reading, spec(conversation, run.id)])
         if (prepared === null) return
@@ -262,16 +273,9 @@ export function createEngine (deps: EngineDeps): Engine {
     }
   }
 
-  async function readArguments (from: Reads, conversation: string, callIds: string[]): Promise<Map<string, Record<string, unknown>>> {
-    const stored = await from.docs(conversation, callIds.flatMap((id) => [docNames.arguments(id), docNames.call(id)]))
-    return new Map(callIds.map((id, i) => {
-      const [own, written] = stored.slice(2 * i)
-      return [id, own != null ? JSON.parse(own) : (JSON.parse(written ?? '{}') as { arguments?: Record<string, unknown> }).arguments ?? {}]
-    }))
-  }
-
   /** A note from another process, or from ourselves. */
   function take (note: WorkerNote): void {
+    if (note.type === 'missed') return void recheck()
     const { conversation } = note
     if (note.type === 'check') {
       // Between two commits, what is claimed for us and what is known here agree. If they do not, a claim's start was lost.
@@ -294,6 +298,22 @@ export function createEngine (deps: EngineDeps): Engine {
     return claim.call_id === null ? desk?.turns.has(claim.fence as number) === true : desk?.calls.has(claim.call_id) === true
   }
 
+  /**
+   * Ends work whose claim is gone: whoever was stopped or cut off for a while has not heard that it was given up. What is claimed here stands in the row
+   * before the work begins, so a row that is read later decides.
+   */
+  async function recheck (): Promise<void> {
+    await Promise.all([...desks].map(async ([conversation, desk]) => {
+      const [turns, calls] = [[...desk.turns], [...desk.calls]]
+      const row = await store.load(conversation).catch(() => undefined)
+      if (row === undefined) return
+      const claims = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker)
+      const gone = new Error('the claim is gone')
+      for (const [fence, work] of turns) if (!claims.some((claim) => claim.fence === fence)) work.abort.abort(gone)
+      for (const [id, work] of calls) if (!claims.some((claim) => claim.call_id === id) && work.uncancellable !== true) work.abort.abort(gone)
+    }))
+  }
+
   /** Gives up claims whose worker is gone, and lets time do what it has to do. */
   async function lapse (conversation: string, lost: Claim[]): Promise<void> {
     const calls = lost.filter((claim) => claim.call_id !== null) as (Claim & { call_id: string })[]
@@ -306,6 +326,8 @@ export function createEngine (deps: EngineDeps): Engine {
     })
   }
 
+  const isOpenForWork = () => open && (running.turns < settings.turns || running.calls < settings.calls)
+
   async function lookAt (conversation: string): Promise<void> {
     const before = await store.load(conversation)
     if (before === null) return
@@ -313,8 +335,13 @@ export function createEngine (deps: EngineDeps): Engine {
     const workers = [...new Set(claims.map((claim) => claim.worker))]
     const left = new Map((await presence.left(workers)).map((ms, i) => [workers[i] as string, ms]))
     await lapse(conversation, claims.filter((claim) => left.get(claim.worker) === 0))
-    const row = await store.load(conversation)
+    const found = await store.load(conversation)
     const now = clock.now()
+    // A job that nobody has taken for so long may be lost, or nobody can take jobs: then nothing must depend on it.
+    const taken = found !== null && isOverdue(found.state, now, settings.leaseMs) && isOpenForWork()
+      ? (await execute(conversation, { type: 'Advance', at: now }, { claim: 'sweep' })).row
+      : null
+    const row = taken ?? found
     const due = row === null ? null : dueAt(row.state, now, settings)
     if (row === null || due === null) return
     await hints.add(conversation, wanted(row.state, now, settings.leaseMs))
@@ -326,7 +353,11 @@ export function createEngine (deps: EngineDeps): Engine {
   }
 
   async function beat (): Promise<void> {
+    const since = beaten
     await presence.beat(settings.worker, settings.leaseMs)
+    beaten = clock.now()
+    // The sign had lapsed, and our claims with it: others may have them by now.
+    if (beaten - since >= settings.leaseMs) await recheck()
   }
 
   return {
@@ -378,13 +409,15 @@ export function createEngine (deps: EngineDeps): Engine {
       const idle = async () => { while (desks.size > 0) await Promise.all([...desks.values()].flatMap((desk) => [...desk.tasks])) }
       await Promise.race([idle(), grace])
       timer()
-      for (const [conversation, desk] of desks) {
-        for (const work of desk.turns.values()) work.abort.abort(new Error('the worker stops'))
-        for (const work of desk.calls.values()) work.abort.abort(new Error('the worker stops'))
+      const cut = [...desks]
+      for (const [, desk] of cut) for (const work of [...desk.turns.values(), ...desk.calls.values()]) work.abort.abort(new Error('the worker stops'))
+      const handOver = Promise.all(cut.map(async ([conversation]) => {
         const row = await store.load(conversation).catch(() => null)
         const ours = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker)
         if (ours.length > 0) await lapse(conversation, ours).catch(() => { /* the sweep of another worker does it */ })
-      }
+      }))
+      await Promise.race([handOver, new Promise<void>((resolve) => { timer = clock.after(HAND_OVER_MS, resolve) })])
+      timer()
       for (const cancel of timers) cancel()
       unlisten()
       await presence.leave(settings.worker).catch(() => { /* it lapses */ })

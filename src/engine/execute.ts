@@ -27,9 +27,14 @@ export interface Result {
   effects: Effect[]
 }
 
+/**
+ * What becomes due may be claimed for this worker. `local`: as it comes by; `spread`: it has a job for it, and takes also what is to be spread; `sweep`: as
+ * `spread`, but without a job that would hold back others, so only as far as it has room.
+ */
+export type Claiming = 'local' | 'spread' | 'sweep'
+
 export interface ExecuteOptions {
-  /** `local`: what becomes due may be claimed for this worker; `spread`: it came for work and takes also what is to be spread. */
-  claim?: 'local' | 'spread'
+  claim?: Claiming
   /** How long to go on trying while the store is away. Default: `IMPATIENT_MS`. */
   patienceMs?: number
 }
@@ -64,7 +69,7 @@ export const IMPATIENT_MS = 900
 /** What a worker still has room for, and what to do with what was claimed. A process without one claims nothing. */
 export interface Performer {
   /** `taken`: calls that commands of the same commit have claimed already. Every job may claim its own share (`CALLS_PER_JOB`). */
-  room: (conversation: string, claim: 'local' | 'spread', taken: number) => Omit<Executor, 'worker'>
+  room: (conversation: string, claim: Claiming, taken: number) => Omit<Executor, 'worker'>
   perform: (conversation: string, row: Row, effect: Effect) => void
 }
 
@@ -92,7 +97,7 @@ export interface ExecuteDeps {
 
 interface Pending {
   command: Command
-  claim: 'local' | 'spread' | null
+  claim: Claiming | null
   /** Whether it is worth waiting for, beyond what a request can wait. */
   patient: boolean
   /** Whoever asked has been answered, or does not wait any longer. */

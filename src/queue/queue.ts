@@ -1,6 +1,6 @@
 import { Queue } from 'bullmq'
-import type { Cluster, Redis } from 'ioredis'
 import type { Hints, Log } from '../engine/ports.js'
+import type { Line } from './line.js'
 
 /** A job says which conversation to look at, and nothing else: what there is to do stands in its state. */
 export interface AdvanceJob { conversation: string }
@@ -11,16 +11,27 @@ export const QUEUE = 'advance'
 export interface HintQueue extends Hints {
   /** Jobs waiting and being worked on. */
   counts: () => Promise<Record<string, number>>
+  /** The job that has waited longest; null: none waits, or somebody has paused the queue. */
+  head: () => Promise<string | null>
+  /** Goes on over a new connection. */
+  renew: () => void
   close: () => Promise<void>
 }
 
 /**
  * Hints as BullMQ jobs. An id the queue knows is ignored, so asking twice is harmless; a finished job is removed at once, so its id
- * can be asked for again. Nothing depends on a job being there: the sweep asks for what is missing.
+ * can be asked for again. Nothing depends on a job being there: the sweep asks for what is missing, and takes what is not fetched.
  */
-export function createHintQueue (connection: Redis | Cluster, prefix: string, log: Log): HintQueue {
-  const queue = new Queue<AdvanceJob>(QUEUE, { connection, prefix })
-  queue.on('error', (error) => log.debug({ err: error.message }, 'queue connection'))
+export function createHintQueue (connect: () => Line, prefix: string, log: Log): HintQueue {
+  let line = connect()
+  let queue = open()
+
+  function open (): Queue<AdvanceJob> {
+    const made = new Queue<AdvanceJob>(QUEUE, { connection: line.connection, prefix })
+    made.on('error', (error) => log.debug({ err: error.message }, 'queue connection'))
+    return made
+  }
+
   return {
     async add (conversation, jobs) {
       const data = { conversation }
@@ -31,6 +42,20 @@ export function createHintQueue (connection: Redis | Cluster, prefix: string, lo
       else await queue.addBulk(jobs.map((job) => one(job.id)))
     },
     counts: async () => await queue.getJobCounts('waiting', 'active'),
-    close: () => queue.close()
+    async head () {
+      const [paused, [oldest]] = await Promise.all([queue.isPaused(), queue.getRanges(['waiting'], 0, 0, true)])
+      return paused ? null : oldest ?? null
+    },
+    renew () {
+      const before = { queue, line }
+      line = connect()
+      queue = open()
+      before.queue.close().catch(() => { /* that it does not work is why it goes */ })
+      void before.line.close()
+    },
+    async close () {
+      // Of a queue whose connection never worked, closing would wait for that; the connection itself is closed by whoever opened it.
+      await Promise.race([queue.close().catch(() => {}), line.close()])
+    }
   }
 }

@@ -29,11 +29,30 @@ export const CreateConversation = Type.Object({
 })
 export type CreateConversation = Static<typeof CreateConversation>
 
+const Time = Type.Union([Type.String({ format: 'date-time' }), Type.Null()])
+
+/** What one unsettled call of the open batch waits for. */
+export const WaitingCall = Type.Object({
+  call_id: Type.String(),
+  name: Type.String(),
+  waits_for: Type.Enum(['worker', 'result', 'retry', 'call', 'resource', 'limit', 'approval', 'client_tool'], {
+    description: '`worker`: that one takes it. `result`: it runs. `retry`: the time of its next try. `call`: calls it refers to, or that must be decided on first. `resource`: calls that hold a resource of it. `limit`: room under the run\'s or its tool\'s limit. `approval`, `client_tool`: a decision, an output of the client.'
+  }),
+  behind: Type.Array(Type.String(), { description: 'The calls that stand in its way.' }),
+  attempt: Type.Integer({ description: 'How often it was started.' }),
+  worker: Type.Union([Type.String(), Type.Null()], { description: 'Who runs it.' }),
+  due_at: Time
+}, { ...closed, title: 'WaitingCall' })
+
 /** What a conversation is waiting for, in words a person can act on; null when nothing is going on. */
 export const WaitingFor = Type.Object({
   kind: Type.Enum(['worker', 'model', 'tools', 'action', 'retry', 'due_time']),
   detail: Type.String(),
-  due_at: Type.Union([Type.String({ format: 'date-time' }), Type.Null()])
+  since: Type.Union([Type.String({ format: 'date-time' }), Type.Null()], { description: 'Since when; null where only the time it lasts is known.' }),
+  due_at: Type.Union([Type.String({ format: 'date-time' }), Type.Null()], { description: 'When time ends the wait if nothing else does: a retry, an expiry, a due time, else the run\'s timeout. null: it does not.' }),
+  run_id: Type.Union([RunId, Type.Null()], { description: 'The active run.' }),
+  worker: Type.Union([Type.String(), Type.Null()], { description: 'Who has the LLM call.' }),
+  calls: Type.Array(WaitingCall, { description: 'The unsettled calls of the open batch, in request order.' })
 }, { ...closed, title: 'WaitingFor' })
 
 export const Conversation = Type.Object({

@@ -79,7 +79,7 @@ export const events = {
   'message.delivered': event('message.delivered', 'A message entered the ledger, in front of this turn.', message),
   'message.superseded': event('message.superseded', 'A message was overtaken by another before the model saw it.', message),
   'message.withdrawn': event('message.withdrawn', 'A message was taken back before the model saw it.', message),
-  'conversation.recovered': event('conversation.recovered', 'Something in the conversation was not as it should be, and was mended.', { ...turn, detail: Type.Unknown() })
+  'conversation.recovered': event('conversation.recovered', 'Something in the conversation was not as it should be and was mended, or an operator stepped in.', { ...turn, detail: Type.Unknown() })
 } satisfies Record<EventType, TSchema>
 
 export const Event = Type.Union(Object.values(events), { title: 'Event', description: 'A fact of the log, the same bytes on every read. Ignore types and fields you do not know.' })

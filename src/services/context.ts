@@ -1,9 +1,10 @@
 import { notFound, unavailable, versionConflict } from '../errors.js'
 import { ConflictError, UnavailableError, type Executed } from '../engine/execute.js'
-import type { Clock, Ids } from '../engine/ports.js'
+import type { Clock, Hints, Ids, Settings } from '../engine/ports.js'
 import type { Tools } from '../engine/tools/tool.js'
 import type { Keys } from '../store/keys.js'
-import type { Feed, Row, Store } from '../store/store.js'
+import type { Feed, Presence, Row, Store } from '../store/store.js'
+import type { Upkeep } from '../store/upkeep.js'
 import type { Caller } from './services.js'
 
 /** What the services are made of. */
@@ -12,6 +13,10 @@ export interface Context {
   feed: Feed
   keys: Keys
   executed: Executed
+  presence: Presence
+  upkeep: Upkeep
+  hints: Hints
+  settings: Pick<Settings, 'leaseMs'>
   tools: Tools
   clock: Clock
   ids: Ids

@@ -5,6 +5,7 @@ import type { Ids } from '../engine/ports.js'
 import type { SeedMessage } from '../schemas/conversation.js'
 import { answering, rowOf, type Context } from './context.js'
 import { conversationView } from './conversation-view.js'
+import { createRepairService } from './repair.js'
 import type { Services } from './services.js'
 
 export function createConversationService (context: Context): Services['conversations'] {
@@ -45,6 +46,8 @@ export function createConversationService (context: Context): Services['conversa
       const next = from + data.length
       return { data, next_cursor: next < state.messages ? String(next) : null }
     }),
+
+    repair: createRepairService(context),
 
     remove: (caller, id) => answering(async () => {
       const { state } = await rowOf(context, caller, id)

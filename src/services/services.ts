@@ -3,6 +3,7 @@ import type { Receipt } from '../core/messages.js'
 import type { Decisions, Orphan, ToolOutputs } from '../schemas/action.js'
 import type { Conversation, CreateConversation } from '../schemas/conversation.js'
 import type { PostedMessage, PostMessage } from '../schemas/message.js'
+import type { Repair, RepairReport } from '../schemas/repair.js'
 import type { Call, CreateRun, Run } from '../schemas/run.js'
 import type { ToolListing } from '../engine/tools/tool.js'
 import type { StoredEvent } from '../store/store.js'
@@ -89,6 +90,8 @@ export interface Services {
     /** The versioned row as it is, for operators; field names are not part of the contract. */
     state: (caller: Caller, id: string) => Promise<{ version: number, state: Record<string, unknown> }>
     messages: (caller: Caller, id: string, query: { cursor?: string, limit: number }) => Promise<Page<Message>>
+    /** For operators: says why it waits, or steps in. What does not fit its state is refused, and changes nothing. */
+    repair: (caller: Caller, id: string, body: Repair) => Promise<RepairReport>
     /** Deletes it with all its data; a run in progress is stopped first. */
     remove: (caller: Caller, id: string) => Promise<void>
   }

@@ -48,9 +48,7 @@ export function createFeed (subscriber: Redis | Cluster, publisher: Redis | Clus
       await publisher.publish(keys.control(worker), JSON.stringify(note))
     },
     listen: async (worker, listener) => {
-      return await on(keys.control(worker), (message) => {
-        if (message !== 'g') listener(JSON.parse(message) as WorkerNote)
-      })
+      return await on(keys.control(worker), (message) => listener(message === 'g' ? { type: 'missed' } : JSON.parse(message) as WorkerNote))
     }
   }
 }

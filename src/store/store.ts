@@ -101,6 +101,8 @@ export type WorkerNote =
   | { type: 'abort', conversation: string, fence: number | null, call_ids: string[], reason: string }
   /** You hold a claim on this conversation: if you do not know of it, say so by a lapse. */
   | { type: 'check', conversation: string }
+  /** Notes may have been missed: the connection was gone. */
+  | { type: 'missed' }
 
 /** Who is alive. A worker's claims hold as long as its sign does. */
 export interface Presence {

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { docNames } from '../../src/core/draft.js'
-import { MAX_LOSSES } from '../../src/core/transition.js'
+import { MAX_LOSSES } from '../../src/core/lapse.js'
 import { answer, ask, by, call, cancel, claimed, createScene, cutResult, failure, given, inShort, lose, pass, progress, remembered, result, rules, type Scene, START, start, type Step, stopped, TOKENS, work } from '../support/core-scene.js'
 
 const time = (ms = 0) => new Date(START + ms).toISOString()

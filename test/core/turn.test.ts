@@ -1,6 +1,6 @@
 import t from 'tap'
 import { docNames } from '../../src/core/draft.js'
-import { MAX_LOSSES } from '../../src/core/transition.js'
+import { MAX_LOSSES } from '../../src/core/lapse.js'
 import {
   answer, ask, by, call, cancel, claimed, fail, given, inShort, lose, pass, prepared, recover, remembered, result, retry, start, stopped, TOKENS, work,
   type Scene, type Step

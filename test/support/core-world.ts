@@ -1,5 +1,5 @@
 import fc from 'fast-check'
-import type { Command, Executor, ModelCall, NewMessage, PostMessage, StartRun } from '../../src/core/command.js'
+import type { Command, Executor, ModelCall, NewMessage, PostMessage, RepairAction, StartRun } from '../../src/core/command.js'
 import { dueAt, wanted } from '../../src/core/schedule.js'
 import type { State } from '../../src/core/state.js'
 import { transition } from '../../src/core/transition.js'
@@ -91,6 +91,7 @@ function inWords (command: Command): string {
     case 'PostMessage':
       return `${type} ${command.message_id} to ${command.run_id}: ${command.mode}, ${command.queued}, ${command.completed_calls}${command.due_at === null ? '' : `, in ${command.due_at - command.at} ms`}`
     case 'EditMessage': case 'WithdrawMessage': return `${type} ${command.message_id}`
+    case 'Repair': return `${type} ${command.operation}: ${command.action.type}${command.action.type === 'fail_call' ? ` ${command.action.call_id}` : ''}`
     default: return type
   }
 }
@@ -293,6 +294,18 @@ function lapse (world: World, lost: LiveClaim[]): Command {
   }
 }
 
+/** An operator steps in, whether or not there is anything to mend: what was right stays right. */
+const operatorRepairs = fc.tuple(fc.constantFrom<RepairAction['type'][]>('retry_turn', 'fail_call', 'release'), fc.nat(99), fc.boolean()).map(([type, n, fits]) => {
+  return deed(`an operator repairs: ${type}`, (world) => world.decided > 0, (world) => {
+    const { ledger } = world
+    const claims = fits ? ledger.claims() : []
+    const { fence, calls } = lapse(world, claims) as Extract<Command, { type: 'Lapse' }>
+    const open = ledger.openCalls()
+    const action: RepairAction = type === 'release' ? { type, fence, calls } : type === 'retry_turn' ? { type } : { type, call_id: open.length > 0 ? pick(open, n) : 'call_1' }
+    return [{ type: 'Repair', at: world.now, operation: name(world, 'op'), action, reason: n % 2 === 0 ? null : 'it hung', found: null }]
+  })
+})
+
 const runIsCancelled = fc.nat(99).map((n) => deed('a run is cancelled', (world) => (world.named.get('r') ?? 0) > 0, (world) => {
   const open = world.ledger.openRuns()
   return [{ type: 'CancelRun', at: world.now, run_id: open.length > 0 ? pick(open, n) : 'r1', reason: 'cancelled' }]
@@ -309,7 +322,7 @@ const commandComesAgain = fc.nat(99).map((n) => deed('a command is delivered aga
 }))
 /** A request is recognised as long as its id is remembered; nobody repeats one for longer. */
 function repeatable (world: World): Command[] {
-  const requests = world.past.filter(({ type }) => ['CreateConversation', 'StartRun', 'PostMessage'].includes(type))
+  const requests = world.past.filter(({ type }) => ['CreateConversation', 'StartRun', 'PostMessage', 'Repair'].includes(type))
   return world.past.filter((command) => !requests.slice(0, -REMEMBERED).includes(command))
 }
 
@@ -346,6 +359,7 @@ export const anything: fc.Arbitrary<fc.Command<World, Core>> = fc.oneof(
   { weight: 1, arbitrary: runIsCancelled },
   { weight: 1, arbitrary: toolTells },
   { weight: 1, arbitrary: workerRecovers },
+  { weight: 2, arbitrary: operatorRepairs },
   { weight: 1, arbitrary: seedConversation }
 )
 

@@ -194,6 +194,9 @@ export function fakeServices () {
         return { version: row.version, state: { id } }
       },
       messages: async (caller, id, { cursor, limit }) => paged('messages', conversationOf(caller, id).messages, cursor, limit),
+      repair: async (caller, id, { action }) => ({
+        action, changed: action !== 'explain', detail: action === 'explain' ? null : action, conversation: conversationOf(caller, id).row, claims: [], lock: null, due_at: null, jobs: [], findings: []
+      }),
       remove: async (caller, id) => {
         conversationOf(caller, id)
         conversations.delete(id)

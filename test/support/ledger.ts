@@ -3,10 +3,11 @@ import type { Command, Executor, ModelCall, PostMessage, StartRun } from '../../
 import { docNames, iso, type Effect } from '../../src/core/draft.js'
 import { TERMINAL, type Event } from '../../src/core/event.js'
 import type { Message } from '../../src/core/message.js'
+import { MAX_LOSSES } from '../../src/core/lapse.js'
 import type { Usage } from '../../src/core/run.js'
 import { dueAt, wanted } from '../../src/core/schedule.js'
 import { claimsOf, type State } from '../../src/core/state.js'
-import { MAX_LOSSES, type Outcome, type Refusal } from '../../src/core/transition.js'
+import type { Outcome, Refusal } from '../../src/core/transition.js'
 import { transcript } from '../../src/core/transcript.js'
 import { createFold, pictureOf } from './core-fold.js'
 import { createShelf } from './core-shelf.js'
@@ -75,6 +76,8 @@ export interface Ledger {
   messages: Message[]
   /** Runs that have not ended, in order of creation. */
   openRuns: () => string[]
+  /** Calls that are not settled. */
+  openCalls: () => string[]
   /** Messages that wait, with the run they were posted to. */
   waiting: () => { id: string, run: string | null }[]
   /** Arguments a call was asked with. */
@@ -168,6 +171,14 @@ export function createLedger (): Ledger {
         const message = posted.get(given.message_id)
         return message?.status === 'waiting' && message.run === given.run_id && runs.get(given.run_id)?.status !== 'ended' ? null : 'not_found'
       }
+      case 'Repair': {
+        if (remembered.includes(given.operation)) return 'duplicate'
+        const { action } = given
+        if (action.type === 'retry_turn') return active !== null && batch === null ? null : 'not_repairable'
+        if (action.type === 'release') return active !== null || line.length > 0 || [...posted.values()].some(({ status }) => status === 'waiting') ? null : 'not_repairable'
+        const call = batch?.calls.find(({ asked }) => asked.call_id === action.call_id)
+        return call === undefined ? 'not_found' : call.settled === null ? null : 'call_settled'
+      }
       case 'Advance': case 'Lapse': return undefined
     }
   }
@@ -232,6 +243,20 @@ export function createLedger (): Ledger {
         break
       }
       case 'EditMessage': (posted.get(given.message_id) as PostedEntry).content = given.content; break
+      case 'Repair': {
+        remember(given.operation)
+        const { action } = given
+        if (action.type === 'release') {
+          takeAway(action.fence, action.calls)
+        } else if (action.type === 'fail_call') {
+          abandon(action.call_id)
+          ;(calls.get(action.call_id) as CallEntry).failure = 'repaired'
+        } else if (claims.has('turn')) {
+          abandon('turn')
+        } else if (turn !== null) {
+          turn.readyAt = Math.min(turn.readyAt, at)
+        }
+      }
     }
   }
 
@@ -250,6 +275,13 @@ export function createLedger (): Ledger {
       run.verdict = { type: 'run.incomplete', stop_reason: 'run_timeout' }
       return
     }
+    takeAway(lostFence, lost)
+  }
+
+  /** Claims are worth nothing any more. */
+  function takeAway (lostFence: number | null, lost: { call_id: string, attempt: number }[]): void {
+    if (active === null) return
+    const run = entry(active)
     if (turn !== null && lostFence !== null && heldBy(lostFence)) {
       abandon('turn')
       turn.losses++
@@ -280,7 +312,7 @@ export function createLedger (): Ledger {
     same([event.time, event.conversation_id], [iso(now), 'c'], 'time and conversation')
     must(causes.every((seq) => seq >= 1 && seq < event.seq), `${type} ${event.seq} is caused by ${causes.join(' ')}`)
     must(type === 'run.created' ? causes.length === 0 : causes.length > 0, `${type} must say what caused it`)
-    if (runId === undefined) must(type === 'message.delivered' && event.run_seq === undefined, `${type} belongs to a run`)
+    if (runId === undefined) must((type === 'message.delivered' || type === 'conversation.recovered') && event.run_seq === undefined, `${type} belongs to a run`)
     else {
       const run = entry(runId)
       must(run.status !== 'ended', `${type} of ${runId} comes after its end`)
@@ -327,7 +359,7 @@ export function createLedger (): Ledger {
         texts.delete(docNames.input(message.id))
         return
       }
-      case 'conversation.recovered': return same(command.type, 'Recover', type)
+      case 'conversation.recovered': return same(command.type === 'Recover' || command.type === 'Repair', true, type)
     }
   }
 
@@ -417,7 +449,7 @@ export function createLedger (): Ledger {
     const earlier = all.slice(0, all.indexOf(call)).filter((one) => one.settled === null && !one.running && one.asked.fault === null)
     must(earlier.length === 0, `calls start in request order: ${earlier.map(({ asked }) => asked.call_id).join(' ')} first`)
     same([event.attempt, event.arguments], [call.attempt + 1, call.asked.arguments], 'tool.started')
-    must(call.attempt === 0 || command.type === 'Lapse', 'a call starts again only when its worker was lost')
+    must(call.attempt === 0 || command.type === 'Lapse' || command.type === 'Repair', 'a call starts again only when its worker was lost')
     call.attempt++
     call.running = true
     call.startedAt ??= now
@@ -732,6 +764,7 @@ export function createLedger (): Ledger {
     claims: () => [...claims.values()],
     openRuns: () => [...runs.values()].filter((run) => run.status !== 'ended').map((run) => run.order.run_id),
     waiting: () => [...posted.values()].filter((message) => message.status === 'waiting').map(({ id, run }) => ({ id, run })),
+    openCalls: () => openCalls().map(({ asked }) => asked.call_id),
     argumentsOf: (callId) => calls.get(callId)?.asked.arguments ?? {},
 
     take (given, outcome, state) {

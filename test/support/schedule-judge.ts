@@ -4,7 +4,8 @@ import { TERMINAL, type Event } from '../../src/core/event.js'
 import type { Message } from '../../src/core/message.js'
 import type { Receipt } from '../../src/core/messages.js'
 import type { WireMessage } from '../../src/core/transcript.js'
-import { MAX_LOSSES, type Refusal } from '../../src/core/transition.js'
+import { MAX_LOSSES } from '../../src/core/lapse.js'
+import type { Refusal } from '../../src/core/transition.js'
 import { checkPayload } from './payload.js'
 
 /** One step, as somebody outside sees it: never the state. */
@@ -139,6 +140,7 @@ export function createJudge (): Judge {
       case 'DiscardOrphan':
       case 'AttachOrphan':
       case 'PlaceCall':
+      case 'Repair':
         return 'any'
       case 'CancelRun': return runs.get(given.run_id)?.ended === false ? null : 'run_ended'
       case 'RetryTurn':

@@ -46,7 +46,7 @@ export async function startService (t: Test, { env, roles = { api: true, worker:
   })
   let stopping: Promise<void> | undefined
   const stop = () => stopping ??= (async () => {
-    await app.close()
+    await Promise.all([app.close(), instance.drain()])
     await instance.stop()
   })()
   t.teardown(stop)

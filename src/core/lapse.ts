@@ -1,0 +1,63 @@
+import { failCall } from './batch.js'
+import type { Lapse } from './command.js'
+import { abortWorker, type Draft } from './draft.js'
+import { endRun } from './ending.js'
+import { timeoutAt } from './schedule.js'
+import { isBusy, type ActiveRun } from './state.js'
+import type { Refusal } from './transition.js'
+import { restartTurn } from './turn.js'
+
+/** A worker that dies over the same turn or call this often takes the work with it: something in it kills workers (FAULTS F27). */
+export const MAX_LOSSES = 5
+
+/** Gives up claims whose workers are gone, and ends a run that is out of time. */
+export function lapse (draft: Draft, command: Lapse): Refusal | null {
+  const { run } = draft.state
+  if (run === null) return 'nothing_due'
+  const timeout = timeoutAt(run)
+  if (timeout !== null && command.at >= timeout) {
+    endRun(draft, run, 'incomplete', [run.cause], { stop_reason: 'run_timeout' })
+    return null
+  }
+  return giveUp(draft, run, command, 'worker_lost', null) ? null : 'nothing_due'
+}
+
+/**
+ * Takes claims away from their workers: the turn is tried again, as is a call that only reads or is idempotent; any other fails, because nobody knows
+ * whether it took effect. Claims that have moved on meanwhile are left alone; false: all have.
+ */
+export function giveUp (draft: Draft, run: ActiveRun, { fence, calls }: Pick<Lapse, 'fence' | 'calls'>, why: 'worker_lost' | 'repair', causedBy: number | null): boolean {
+  const { phase } = run
+  if (phase.type === 'turn') {
+    if (phase.worker === null || phase.fence !== fence) return false
+    phase.losses++
+    abortWorker(draft, phase.worker, phase.fence, [], why)
+    phase.worker = null
+    if (causedBy !== null) phase.caused_by = [...phase.caused_by, causedBy]
+    if (phase.losses >= MAX_LOSSES) {
+      const message = `${MAX_LOSSES} workers were lost during this LLM call; look into their logs, then post a new run`
+      endRun(draft, run, 'failed', phase.caused_by, { error: { code: 'worker_lost', message, retryable: true } })
+    } else {
+      restartTurn(draft, run, phase, why, 0)
+    }
+    return true
+  }
+  let changed = false
+  for (const { call_id: callId, attempt, arguments: args } of calls) {
+    const call = phase.calls.find((one) => one.id === callId)
+    if (call === undefined || !isBusy(call) || call.worker === null || call.attempt !== attempt) continue
+    changed = true
+    abortWorker(draft, call.worker, null, [call.id], why)
+    if (causedBy !== null) call.cause = causedBy
+    if (call.status === 'pending') {
+      // It had only asked for its place.
+      Object.assign(call, { worker: null, since: draft.now })
+    } else if ((call.rules.effects === 'read' || call.rules.idempotent) && ++call.losses < MAX_LOSSES) {
+      Object.assign(call, { status: 'pending', worker: null, since: draft.now, arguments: args })
+    } else {
+      const message = 'the worker that ran this call was lost, so nobody knows whether it took effect; check before calling again'
+      failCall(draft, run, phase, call, { code: 'outcome_unknown', message })
+    }
+  }
+  return changed
+}
