@@ -1,6 +1,6 @@
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply } from 'fastify'
-import { notAcceptable, validationFailed } from '../src/errors.js'
+import { eventsTrimmed, notAcceptable, validationFailed } from '../src/errors.js'
 import { preferred } from '../src/http/accept.js'
 import { eventId, readEventId } from '../src/http/event-id.js'
 import { EventPage } from '../src/schemas/event.js'
@@ -43,8 +43,8 @@ export default (async (app) => {
     if (wantsPage(headers.accept, query.limit)) return eventPage(caller, where, from, reply, query.limit)
     const run = await runs.get(caller, params.run_id)
     if (run.ended_at !== null) {
-      const { data, good } = await events.page(caller, where, from, 1)
-      if (data.length === 0 && good) return reply.code(204).send(null)
+      const { data, fault } = await events.page(caller, where, from, 1)
+      if (data.length === 0 && fault === null) return reply.code(204).send(null)
     }
     return reply.stream(200, (signal) => events.live(caller, where, { after: from, signal }))
   })
@@ -67,9 +67,10 @@ export default (async (app) => {
   })
 
   async function eventPage (caller: Caller, where: EventSource, after: EventCursor, reply: FastifyReply, limit = DEFAULT_LIMIT): Promise<FastifyReply> {
-    const { data, good, last_seq: newest, epoch } = await events.page(caller, where, after, limit)
-    if (!good) {
-      const detail = after.seq > newest ? `is ahead of the newest event, ${newest}: what it counted is lost` : `names an event that is lost; the numbers up to ${newest} are of others now`
+    const { data, fault, first_seq: oldest, last_seq: newest, epoch } = await events.page(caller, where, after, limit)
+    if (fault === 'events_trimmed') throw eventsTrimmed(oldest)
+    if (fault !== null) {
+      const detail = fault === 'cursor_ahead' ? `is ahead of the newest event, ${newest}: what it counted is lost` : `names an event that is lost; the numbers up to ${newest} are of others now`
       throw validationFailed([{ in: 'query', pointer: '/after', detail }])
     }
     const last = data.at(-1)

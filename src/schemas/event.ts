@@ -99,7 +99,7 @@ export const TurnDelta = Type.Object({
 export const StreamReset = Type.Object({
   type: Type.Literal('stream.reset'),
   conversation_id: ConversationId,
-  reason: Type.String({ description: 'Redis lost what it had acknowledged. `cursor_ahead`: the log ends before the cursor; `events_lost`: it has others in the place of those the reader saw.' }),
+  reason: Type.String({ description: '`cursor_ahead`, `events_lost`: Redis lost what it had acknowledged, so that the log ends before the cursor, or has others in the place of those the reader saw. `events_trimmed`: what follows the cursor is no longer kept.' }),
   epoch: Epoch,
   last_seq: Type.Integer({ minimum: 0, description: 'Newest event there is; the stream goes on behind it.' }),
   snapshot: Type.Union([RunView, Conversation, Type.Null()], { description: 'What the stream is of, as it stands now.' })

@@ -7,7 +7,7 @@ import type { Signal, StoredEvent } from '../store/store.js'
 import { answering, conversationOf, rowOf, type Context } from './context.js'
 import { conversationView } from './conversation-view.js'
 import { readRun } from './run-view.js'
-import type { Caller, EventCursor, EventSource, LiveItem, LiveOptions, Services } from './services.js'
+import type { Caller, CursorFault, EventCursor, EventSource, LiveItem, LiveOptions, Services } from './services.js'
 
 /** Events read from the log at once. */
 const PAGE = 200
@@ -53,10 +53,20 @@ export function createEventService (context: Context): Services['events'] {
 
   /** Events behind the cursor, or null: the event it stands at is not there any more. One read, which includes that event. */
   async function read (conversation: string, { seq, epoch }: EventCursor): Promise<StoredEvent[] | null> {
-    if (seq === 0) return await store.log(conversation, 0, PAGE)
-    const [at, ...behind] = await store.log(conversation, seq - 1, PAGE + 1)
-    // What took the place of a lost event is of a later epoch than anybody has seen that one in.
-    return at?.seq === seq && at.epoch <= epoch ? behind : null
+    const behind = await store.log(conversation, Math.max(0, seq - 1), PAGE + 1)
+    if (seq > 0) {
+      const at = behind.shift()
+      // What took the place of a lost event is of a later epoch than anybody has seen that one in.
+      if (at?.seq !== seq || at.epoch > epoch) return null
+    }
+    return behind[0] === undefined || behind[0].seq === seq + 1 ? behind : null
+  }
+
+  /** Why a cursor is not good, where the newest event is `newest`; and the oldest one that is there. */
+  async function faultOf (conversation: string, cursor: EventCursor, newest: number): Promise<{ fault: CursorFault, first_seq: number }> {
+    const [oldest] = await store.log(conversation, 0, 1)
+    const firstSeq = oldest?.seq ?? newest + 1
+    return { fault: cursor.seq > newest ? 'cursor_ahead' : cursor.seq < firstSeq ? 'events_trimmed' : 'events_lost', first_seq: firstSeq }
   }
 
   return {
@@ -67,13 +77,13 @@ export function createEventService (context: Context): Services['events'] {
       const data: StoredEvent[] = []
       for (let cursor = begin(scope, after, epoch); ;) {
         const events = await read(scope.conversation, cursor)
-        if (events === null) return { data: [], good: false, last_seq: last, epoch }
+        if (events === null) return { data: [], ...await faultOf(scope.conversation, cursor, state.seq), last_seq: last, epoch }
         for (const event of events) {
           if (data.length === limit) break
           cursor = event
           if (wants(scope, event.run_id)) data.push(event)
         }
-        if (events.length < PAGE || data.length === limit || (scope.last !== null && cursor.seq >= scope.last)) return { data, good: true, last_seq: last, epoch }
+        if (events.length < PAGE || data.length === limit || (scope.last !== null && cursor.seq >= scope.last)) return { data, fault: null, first_seq: 1, last_seq: last, epoch }
       }
     }),
 
@@ -139,7 +149,7 @@ export function createEventService (context: Context): Services['events'] {
       if (found === null) return
       const [now, { state, epoch }] = found
       const lastSeq = now.last ?? state.seq
-      const reason = cursor.seq > lastSeq ? 'cursor_ahead' : 'events_lost'
+      const { fault: reason } = await answering(() => faultOf(conversation, cursor, state.seq))
       scope = now
       cursor = { seq: lastSeq, epoch }
       const snapshot = scope.run_id === null ? conversationView(found[1], clock.now()) : run

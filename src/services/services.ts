@@ -40,8 +40,11 @@ export interface LiveOptions {
   signal: AbortSignal
 }
 
-/** `data` is empty when the cursor was not `good`; `epoch` is the one it was read in. */
-export interface EventPage { data: StoredEvent[], good: boolean, last_seq: number, epoch: number }
+/** What is wrong with a cursor: the log ends before it; another event has its number by now; what follows it is no longer kept. */
+export type CursorFault = 'cursor_ahead' | 'events_lost' | 'events_trimmed'
+
+/** `data` is empty when there is a `fault`. `first_seq`, `last_seq`: from where to where the log goes then. `epoch` is the one it was read in. */
+export interface EventPage { data: StoredEvent[], fault: CursorFault | null, first_seq: number, last_seq: number, epoch: number }
 
 /** Whose events: a conversation's, or a run's alone; both together spare looking the run's conversation up. A run's stream ends with it. */
 export interface EventSource { conversation_id?: string, run_id?: string }
@@ -102,7 +105,7 @@ export interface Services {
     remove: (caller: Caller, id: string) => Promise<void>
   }
   events: {
-    /** A page of stored events behind `after`, of one run when `run_id` is given (its conversation as well spares looking it up). `good`: whether `after` is. */
+    /** A page of stored events behind `after`, of one run when `run_id` is given (its conversation as well spares looking it up). */
     page: (caller: Caller, where: EventSource, after: EventCursor, limit: number) => Promise<EventPage>
     /**
      * Live from `after` on: first what is stored, then what comes, gapless and in order; reads from the log as fast as the consumer takes. When Redis turns

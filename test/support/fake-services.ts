@@ -202,8 +202,8 @@ export function fakeServices () {
     events: {
       page: async (caller, where, after, limit) => {
         const { events, row } = logOf(caller, where)
-        const good = isGood(events, after)
-        return { data: good ? events.slice(after.seq).filter(isOf(where)).slice(0, limit) : [], good, last_seq: events.length, epoch: row.epoch }
+        const fault = isGood(events, after) ? null : after.seq > events.length ? 'cursor_ahead' : 'events_lost'
+        return { data: fault === null ? events.slice(after.seq).filter(isOf(where)).slice(0, limit) : [], fault, first_seq: 1, last_seq: events.length, epoch: row.epoch }
       },
       live: (caller, where, { after, signal }) => follow(logOf(caller, where), where, after, signal)
     },
