@@ -1,6 +1,7 @@
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Message } from '../src/core/message.js'
 import { fromCursor, toCursor } from '../src/http/cursor.js'
+import { eventId } from '../src/http/event-id.js'
 import { Conversation, ConversationState, CreateConversation } from '../src/schemas/conversation.js'
 import { page, pageQuery } from '../src/schemas/page.js'
 import { Repair, RepairReport } from '../src/schemas/repair.js'
@@ -11,7 +12,7 @@ const tags = ['Conversations']
 /** Bytes: a conversation may begin with a long history. */
 const BODY_LIMIT = 8_388_608
 
-const etagHeader = { ETag: { type: 'string', description: 'The version, quoted.' } }
+const etagHeader = { ETag: { type: 'string', description: 'The version, with `.<epoch>` behind it in a later epoch; quoted.' } }
 
 /** Conversations: create, read, repair, delete. */
 export default (async (app) => {
@@ -90,7 +91,8 @@ export default (async (app) => {
     }
   }, async ({ caller, params, headers }, reply) => {
     const row = await conversations.state(caller, params.conversation_id)
-    const etag = `"${row.version}"`
+    // A version says nothing beyond its epoch.
+    const etag = `"${eventId({ seq: row.version, epoch: row.epoch })}"`
     reply.headers({ etag, 'cache-control': 'private, no-cache' })
     return matches(headers['if-none-match'], etag) ? reply.code(304).send(null) : reply.send(row)
   })

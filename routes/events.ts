@@ -1,11 +1,12 @@
 import { Type, type FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply } from 'fastify'
-import { notAcceptable, validationFailed } from '../src/errors.js'
+import { eventsTrimmed, notAcceptable, validationFailed } from '../src/errors.js'
 import { preferred } from '../src/http/accept.js'
+import { eventId, readEventId } from '../src/http/event-id.js'
 import { EventPage } from '../src/schemas/event.js'
 import { DEFAULT_LIMIT, eventLimit } from '../src/schemas/page.js'
 import { after, conversationParams, lastEventId, problems, query, runParams, streamContent } from '../src/schemas/request.js'
-import type { Caller } from '../src/services/services.js'
+import type { Caller, EventCursor, EventSource } from '../src/services/services.js'
 
 const tags = ['Events']
 
@@ -18,8 +19,6 @@ const schema = {
     ...problems(404, 406, 410, 422, 429)
   }
 }
-
-type Where = { run_id: string } | { conversation_id: string }
 
 /**
  * The log, live or by page. No `HEAD`: it would run the endless handler. A page is written from the stored bytes, so that an event is the
@@ -40,12 +39,12 @@ export default (async (app) => {
     }
   }, async ({ caller, params, headers, query }, reply) => {
     const where = { run_id: params.run_id }
-    const from = headers['last-event-id'] ?? query.after ?? 0
+    const from = readEventId(headers['last-event-id'] ?? query.after ?? '0')
     if (wantsPage(headers.accept, query.limit)) return eventPage(caller, where, from, reply, query.limit)
     const run = await runs.get(caller, params.run_id)
     if (run.ended_at !== null) {
-      const { data } = await events.page(caller, where, from, 1)
-      if (data.length === 0) return reply.code(204).send(null)
+      const { data, fault } = await events.page(caller, where, from, 1)
+      if (data.length === 0 && fault === null) return reply.code(204).send(null)
     }
     return reply.stream(200, (signal) => events.live(caller, where, { after: from, signal }))
   })
@@ -61,19 +60,22 @@ export default (async (app) => {
     }
   }, async ({ caller, params, headers, query }, reply) => {
     const where = { conversation_id: params.conversation_id }
-    const from = headers['last-event-id'] ?? query.after ?? 0
+    const from = readEventId(headers['last-event-id'] ?? query.after ?? '0')
     if (wantsPage(headers.accept, query.limit)) return eventPage(caller, where, from, reply, query.limit)
     await conversations.get(caller, params.conversation_id)
     return reply.stream(200, (signal) => events.live(caller, where, { after: from, signal }))
   })
 
-  async function eventPage (caller: Caller, where: Where, from: number, reply: FastifyReply, limit = DEFAULT_LIMIT): Promise<FastifyReply> {
-    const { data, last_seq: newest } = await events.page(caller, where, from, limit)
-    // Behind a run its conversation may have gone on, and a cursor of that is a good one.
-    if (from > newest && 'conversation_id' in where) throw validationFailed([{ in: 'query', pointer: '/after', detail: `is ahead of the newest event, ${newest}: what it counted is lost` }])
-    const last = data.at(-1)?.seq ?? newest
-    const next = data.length === limit && last < newest ? JSON.stringify(`${last}`) : 'null'
-    return reply.header('content-type', 'application/json; charset=utf-8').send(`{"data":[${data.map(({ json }) => json).join(',')}],"next_cursor":${next}}`)
+  async function eventPage (caller: Caller, where: EventSource, after: EventCursor, reply: FastifyReply, limit = DEFAULT_LIMIT): Promise<FastifyReply> {
+    const { data, fault, first_seq: oldest, last_seq: newest, epoch } = await events.page(caller, where, after, limit)
+    if (fault === 'events_trimmed') throw eventsTrimmed(oldest)
+    if (fault !== null) {
+      const detail = fault === 'cursor_ahead' ? `is ahead of the newest event, ${newest}: what it counted is lost` : `names an event that is lost; the numbers up to ${newest} are of others now`
+      throw validationFailed([{ in: 'query', pointer: '/after', detail }])
+    }
+    const last = data.at(-1)
+    const next = last !== undefined && data.length === limit && last.seq < newest ? JSON.stringify(eventId(last)) : 'null'
+    return reply.header('content-type', 'application/json; charset=utf-8').send(`{"data":[${data.map(({ json }) => json).join(',')}],"next_cursor":${next},"epoch":${epoch}}`)
   }
 }) satisfies FastifyPluginAsyncTypebox
 

@@ -58,7 +58,7 @@ export default (async (app) => {
     const created = JSON.parse(answer.body) as Run
     reply.headers(answer.headers)
     if (answer.replayed) reply.header('idempotency-replayed', 'true')
-    if (type === 'text/event-stream') return reply.stream(answer.code, (signal) => events.live(request.caller, { run_id: created.id, conversation_id: created.conversation_id }, { after: 0, head, signal }))
+    if (type === 'text/event-stream') return reply.stream(answer.code, (signal) => events.live(request.caller, { run_id: created.id, conversation_id: created.conversation_id }, { after: { seq: 0, epoch: 1 }, head, signal }))
     const run = await waited(reply, request.caller, created, wait as number)
     return reply.code(run.ended_at === null ? 202 : 200).header('preference-applied', `wait=${wait}`).send(run)
   })

@@ -131,6 +131,15 @@ export function recordEnd (draft: Draft, runId: string, end: RunEnd): void {
 
 export const iso = (ms: number): string => new Date(ms).toISOString()
 
+/**
+ * A fence nobody has been given before, and the one that counts from now on. Not just the next number: when Redis has lost what it had stored, the
+ * row counts again from where it was, and whoever works for the part that was lost must not hold what is given out then (FAULTS F61).
+ */
+export function nextFence (draft: Draft): number {
+  draft.state.fence = Math.max(draft.state.fence + 1, draft.now)
+  return draft.state.fence
+}
+
 export function abortWorker (draft: Draft, worker: string | null, fence: number | null, callIds: string[], reason: string): void {
   if (worker !== null) draft.effects.push({ type: 'abort', worker, fence, call_ids: callIds, reason })
 }

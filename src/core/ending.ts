@@ -1,6 +1,6 @@
 import { closeEarly } from './batch.js'
 import { deliver, supersede } from './delivery.js'
-import { abortWorker, docNames, drop, emit, recordEnd, type Draft } from './draft.js'
+import { abortWorker, docNames, drop, emit, nextFence, recordEnd, type Draft } from './draft.js'
 import type { EndStatus, RunError, StopReason, Usage } from './run.js'
 import { isOpen, type ActiveRun, type QueuedRun } from './state.js'
 import { resolve } from './suspension.js'
@@ -42,7 +42,7 @@ export function endRun (draft: Draft, run: ActiveRun, status: EndStatus, causedB
     run_seq: run.run_seq
   })
   state.run = null
-  state.fence++
+  nextFence(draft)
 }
 
 /** Ends a run that never became active. */

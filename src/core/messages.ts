@@ -1,7 +1,7 @@
 import { closeEarly } from './batch.js'
 import type { EditMessage, PostMessage, WithdrawMessage } from './command.js'
 import { supersede } from './delivery.js'
-import { abortWorker, docNames, drop, emit, iso, put, remember, type Draft } from './draft.js'
+import { abortWorker, docNames, drop, emit, iso, nextFence, put, remember, type Draft } from './draft.js'
 import { isOpen, type ActiveRun, type QueuedRun, type WaitingMessage } from './state.js'
 import { resolve } from './suspension.js'
 import type { Refusal } from './transition.js'
@@ -113,7 +113,7 @@ function interrupt (draft: Draft, run: ActiveRun, keepCompleted: boolean, caused
     cancelled.push(...phase.calls.filter(isOpen).map((call) => call.id))
     causes.push(...closeEarly(draft, run, phase, 'interrupted', causedBy, keepCompleted))
   }
-  draft.state.fence++
+  nextFence(draft)
   run.final = null
   run.phase = dueTurn(draft.state.turn + 1, draft.now, causes)
   return cancelled

@@ -10,7 +10,8 @@ export const ORPHAN_TTL_MS = 7 * 86_400_000
 /** A result that came after its call was settled: it is kept where one can see it, and never shown to the model by itself (D5-D7). */
 export function keepOrphan (draft: Draft, command: KeepOrphan): Refusal | null {
   const { state } = draft
-  if (command.fence < state.created_at) return 'stale'
+  // Of a call that this conversation does not know: it was made again since, or Redis has lost that part of it.
+  if (command.fence < state.created_at || command.cause > state.seq) return 'stale'
   const run = state.run?.id === command.run_id ? state.run : null
   const phase = run?.phase.type === 'batch' ? run.phase : null
   const call = phase?.calls.find((one) => one.id === command.call_id)

@@ -1,6 +1,6 @@
 import { cancelCall, failCall, isUsedUp, link, openBatch, startCall, usedUp } from './batch.js'
 import { deliver } from './delivery.js'
-import { appendWaiting, emit, type Draft } from './draft.js'
+import { appendWaiting, emit, nextFence, type Draft } from './draft.js'
 import { endRun } from './ending.js'
 import type { CallError, Usage } from './run.js'
 import { placeable, startable } from './schedule.js'
@@ -206,7 +206,7 @@ const RULES: Rule[] = [
     // From here on it may have to be paid for, whatever becomes of it.
     run.usage.llm_calls++
     phase.worker = executor.worker
-    phase.fence = ++state.fence
+    phase.fence = nextFence(draft)
     phase.ready_at = now
     if (phase.attempt === 1) {
       const messages = state.waiting.filter((message) => message.run_id === run.id && message.mode === 'steer' && message.due_at === null)

@@ -15,7 +15,7 @@ export interface State {
   seq: number
   /** Newest turn number: the conversation's logical clock. */
   turn: number
-  /** Grows whenever the right to write for a turn changes hands. */
+  /** Grows whenever the right to write for a turn changes hands; no number is given twice, also when Redis has lost some (`nextFence`). */
   fence: number
   /** Messages in the ledger. */
   messages: number

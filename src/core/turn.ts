@@ -1,5 +1,5 @@
 import { deliver } from './delivery.js'
-import { emit, type Draft } from './draft.js'
+import { emit, nextFence, type Draft } from './draft.js'
 import { endRun } from './ending.js'
 import type { ActiveRun, TurnPhase } from './state.js'
 
@@ -26,6 +26,6 @@ export function restartTurn (draft: Draft, run: ActiveRun, phase: TurnPhase, rea
   const retrying = emit(draft, run, 'turn.retrying', { turn: phase.turn, caused_by: phase.caused_by }, {
     attempt: phase.attempt + 1, reason, delay_ms: delayMs, model: run.models[phase.model]
   })
-  draft.state.fence++
+  nextFence(draft)
   Object.assign(phase, { worker: null, fence: 0, ready_at: draft.now + delayMs, caused_by: [retrying] })
 }

@@ -278,7 +278,9 @@ export function createEngine (deps: EngineDeps): Engine {
     if (note.type === 'missed') return void recheck()
     const { conversation } = note
     if (note.type === 'check') {
-      // Between two commits, what is claimed for us and what is known here agree. If they do not, a claim's start was lost.
+      // Between two commits, what is claimed for us and what is known here agree. If they do not, a claim's start was lost, or Redis has lost its end:
+      // then the row kept here is of a time that never was.
+      executed.forget(conversation)
       executed.between(conversation, (row) => {
         const lost = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker && !isKnown(conversation, claim))
         if (lost.length > 0) track(conversation, () => lapse(conversation, lost))

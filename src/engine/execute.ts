@@ -108,7 +108,7 @@ interface Pending {
 
 interface Actor { pending: Pending[], between: ((row: Row | null) => void)[], busy: boolean, row: Row | null | undefined }
 
-/** Rows kept in memory: they spare a read, the version check keeps them honest. */
+/** Rows kept in memory: they spare a read, and a commit on an old one is refused. */
 const KEPT_ROWS = 5_000
 const MAX_CONFLICTS = 8
 
@@ -188,10 +188,9 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
       if (first === undefined || state === null) {
         if (!fresh) {
           // A refusal may be due to the row kept here being old: only a fresh one may refuse.
-          const version = base?.version
           actor.row = await trying(batch, () => store.load(conversation))
           fresh = true
-          if (actor.row?.version !== version || actor.row?.born !== base?.born) continue
+          if (actor.row?.token !== base?.token || actor.row?.born !== base?.born) continue
         }
         batch.forEach((pending, i) => pending.resolve({ refusal: outcomes[i]?.refusal ?? null, row: actor.row ?? null, events: [], effects: [] }))
         return
@@ -236,7 +235,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
         if (conflicts > 2) await new Promise<void>((resolve) => { clock.after(Math.min(100, 2 ** conflicts), resolve) })
         continue
       }
-      const row: Row = { born: committed.born, version: committed.version, state }
+      const row: Row = { born: committed.born, version: committed.version, token, epoch: committed.epoch, state }
       actor.row = row
       observe?.(events)
       after(conversation, base?.state ?? null, row, changes, now)

@@ -6,7 +6,7 @@ import type { Reads } from './patience.js'
 const KEPT_CHARS = 64 * 1024 * 1024
 
 export interface LedgerCache {
-  /** The whole ledger, at least as of `row`. Only what is not known yet is read: between two rewinds the ledger only grows. */
+  /** The whole ledger, at least as of `row`. Only what is not known yet is read: within an epoch and between two rewinds the ledger only grows. */
   read: (conversation: string, row: Row) => Promise<Message[]>
 }
 
@@ -22,7 +22,7 @@ export function createLedgerCache (store: Reads): LedgerCache {
   return {
     async read (conversation, row) {
       const found = kept.get(conversation)
-      const generation = `${row.born} ${row.state.rewinds}`
+      const generation = `${row.epoch} ${row.born} ${row.state.rewinds}`
       const known = found?.generation === generation && found.messages.length <= row.state.messages ? found : { generation, messages: [], chars: 0 }
       while (known.messages.length < row.state.messages) {
         const from = known.messages.length

@@ -1,4 +1,5 @@
 import type { LiveItem, StoredEvent } from '../services/services.js'
+import { eventId } from './event-id.js'
 
 /** Frames of events, made once for all readers: they share the bytes, also while these wait in a slow reader's socket. */
 const frames = new WeakMap<StoredEvent, Buffer>()
@@ -11,7 +12,7 @@ export function frameOf (item: LiveItem): Buffer {
   switch (item.kind) {
     case 'event': {
       let frame = frames.get(item.event)
-      if (frame === undefined) frames.set(item.event, frame = Buffer.from(`id: ${item.event.seq}\n${body(item.event.type, item.event.json)}`))
+      if (frame === undefined) frames.set(item.event, frame = Buffer.from(`id: ${eventId(item.event)}\n${body(item.event.type, item.event.json)}`))
       return frame
     }
     case 'delta':

@@ -55,10 +55,16 @@ export const WaitingFor = Type.Object({
   calls: Type.Array(WaitingCall, { description: 'The unsettled calls of the open batch, in request order.' })
 }, { ...closed, title: 'WaitingFor' })
 
+/** Which of the histories of Redis this is read from. */
+export const Epoch = Type.Integer({
+  minimum: 1,
+  description: '1 on a fresh Redis; greater when it was restarted or failed over since, because what it had acknowledged may be lost then. Within one epoch `version` and `last_seq` never go back, and a `seq` names one content.'
+})
+
 export const Conversation = Type.Object({
   id: ConversationId,
   version: Type.Integer({ description: 'Raised by every change.' }),
-  epoch: Type.Integer({ description: 'Grows when Redis lost what it had acknowledged; within one epoch an event id names one content.' }),
+  epoch: Epoch,
   turn: Type.Integer({ description: 'Turns so far: the conversation\'s logical clock.' }),
   message_count: Type.Integer({ description: 'Messages in the ledger.' }),
   last_seq: Type.Integer({ description: '`seq` of its newest event.' }),
@@ -73,6 +79,7 @@ export type Conversation = Static<typeof Conversation>
 /** The state row as operators see it. */
 export const ConversationState = Type.Object({
   version: Type.Integer(),
+  epoch: Epoch,
   state: Type.Object({}, { additionalProperties: true, description: 'The row as it is. Its fields are not part of the contract.' })
 }, { ...closed, title: 'ConversationState' })
 export type ConversationState = Static<typeof ConversationState>

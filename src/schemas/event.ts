@@ -3,7 +3,7 @@ import type { EventType } from '../core/event.js'
 import { Content } from '../core/message.js'
 import { CallError, RunError, StopReason, Usage } from '../core/run.js'
 import { OrphanReason, SuspendedCall, SuspensionKind } from './action.js'
-import { Conversation } from './conversation.js'
+import { Conversation, Epoch } from './conversation.js'
 import { CreateRun, Run as RunView } from './run.js'
 import { ConversationId, RunId } from './ids.js'
 
@@ -26,7 +26,7 @@ const end = {
 const Run = { run_seq: Type.Integer({ minimum: 1, description: 'Counts the events of the run, without a gap.' }), run_id: RunId }
 
 const event = (type: EventType, description: string, data: TProperties) => Type.Object({
-  seq: Type.Integer({ minimum: 1, description: 'Counts the events of the conversation, without a gap; the SSE `id`.' }),
+  seq: Type.Integer({ minimum: 1, description: 'Counts the events of the conversation, without a gap.' }),
   ...Run,
   type: Type.Literal(type),
   conversation_id: ConversationId,
@@ -99,7 +99,8 @@ export const TurnDelta = Type.Object({
 export const StreamReset = Type.Object({
   type: Type.Literal('stream.reset'),
   conversation_id: ConversationId,
-  reason: Type.String({ description: '`cursor_ahead`: the log ends before the cursor, because Redis lost what it had acknowledged.' }),
+  reason: Type.String({ description: '`cursor_ahead`, `events_lost`: Redis lost what it had acknowledged, so that the log ends before the cursor, or has others in the place of those the reader saw. `events_trimmed`: what follows the cursor is no longer kept.' }),
+  epoch: Epoch,
   last_seq: Type.Integer({ minimum: 0, description: 'Newest event there is; the stream goes on behind it.' }),
   snapshot: Type.Union([RunView, Conversation, Type.Null()], { description: 'What the stream is of, as it stands now.' })
 }, { title: 'StreamReset', description: 'SSE event `stream.reset`: the cursor is worth nothing. Read the conversation or run anew, then go on with what follows.' })
@@ -109,5 +110,6 @@ export const StreamData = Type.Union([Event, TurnDelta, StreamReset])
 
 export const EventPage = Type.Object({
   data: Type.Array(Event),
-  next_cursor: Type.Union([Type.String(), Type.Null()], { description: 'Send it as `after` for what follows; null: nothing does, yet.' })
+  next_cursor: Type.Union([Type.String(), Type.Null()], { description: 'Send it as `after` for what follows; null: nothing does, yet.' }),
+  epoch: Epoch
 }, { additionalProperties: false, title: 'EventPage' })

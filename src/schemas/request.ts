@@ -1,6 +1,7 @@
 import { Type, type TProperties, type TSchema } from 'typebox'
 import { CallId, ConversationId, MessageId, RunId } from './ids.js'
 import { StreamData } from './event.js'
+import { EVENT_ID } from '../http/event-id.js'
 import { Problem } from './problem.js'
 
 export const runParams = Type.Object({ run_id: RunId })
@@ -11,12 +12,16 @@ export const conversationParams = Type.Object({ conversation_id: ConversationId 
 /** A query of these parameters and no others. */
 export const query = <Properties extends TProperties>(properties: Properties) => Type.Object(properties, { additionalProperties: false })
 
-const Seq = { minimum: 0, maximum: Number.MAX_SAFE_INTEGER }
-
 /** Where a reader of events goes on. */
-export const after = { after: Type.Optional(Type.Integer({ ...Seq, description: 'Only what has a greater `seq`.' })) }
+export const after = {
+  after: Type.Optional(Type.String({
+    pattern: EVENT_ID,
+    description: 'Only what comes behind the event with this SSE `id`: `<seq>`, or `<seq>.<epoch>` in a later epoch. 0: from the beginning. `last_seq` and `epoch` of a conversation make one as well.',
+    examples: ['12', '12.1795629600000']
+  }))
+}
 export const lastEventId = Type.Object({
-  'last-event-id': Type.Optional(Type.Integer({ ...Seq, description: 'As `after`, and stronger: browsers send it when they reconnect.' }))
+  'last-event-id': Type.Optional(Type.String({ pattern: EVENT_ID, description: 'As `after`, and stronger: browsers send it when they reconnect.' }))
 })
 
 /** What every POST takes. */
@@ -78,7 +83,7 @@ export const streamContent = {
   'text/event-stream': {
     schema: {
       type: 'string',
-      description: 'Frames of an `Event` each: `id` is its `seq`, `event` its type. Between them `turn.delta` and `stream.reset`, without an id. `contentSchema` is that of one frame\'s data.',
+      description: 'Frames of an `Event` each: `id` is its `seq`, with `.<epoch>` behind it in a later epoch; `event` is its type. Between them `turn.delta` and `stream.reset`, without an id. `contentSchema` is that of one frame\'s data.',
       contentSchema: StreamData
     },
     example: STREAM_EXAMPLE

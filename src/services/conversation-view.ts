@@ -5,11 +5,11 @@ import type { Conversation } from '../schemas/conversation.js'
 import type { Row } from '../store/store.js'
 
 /** A conversation as clients see it. */
-export function conversationView ({ version, state }: Row, now: number): Conversation {
+export function conversationView ({ version, epoch, state }: Row, now: number): Conversation {
   return {
     id: state.id,
     version,
-    epoch: 1,
+    epoch,
     turn: state.turn,
     message_count: state.messages,
     last_seq: state.seq,

@@ -35,8 +35,8 @@ export function createConversationService (context: Context): Services['conversa
     get: (caller, id) => answering(async () => conversationView(await rowOf(context, caller, id), clock.now())),
 
     state: (caller, id) => answering(async () => {
-      const { version, state } = await rowOf(context, caller, id)
-      return { version, state: state as unknown as Record<string, unknown> }
+      const { version, epoch, state } = await rowOf(context, caller, id)
+      return { version, epoch, state: state as unknown as Record<string, unknown> }
     }),
 
     messages: (caller, id, { cursor, limit }) => answering(async () => {

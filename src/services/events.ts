@@ -1,12 +1,13 @@
 import { docNames } from '../core/draft.js'
 import { TERMINAL } from '../core/event.js'
 import type { RunEnd, RunRecord } from '../core/state.js'
+import { ProblemError } from '../errors.js'
 import { fenceOf } from '../store/plan.js'
-import type { Row, Signal, StoredEvent } from '../store/store.js'
+import type { Signal, StoredEvent } from '../store/store.js'
 import { answering, conversationOf, rowOf, type Context } from './context.js'
 import { conversationView } from './conversation-view.js'
 import { readRun } from './run-view.js'
-import type { Caller, EventSource, LiveItem, LiveOptions, Services } from './services.js'
+import type { Caller, CursorFault, EventCursor, EventSource, LiveItem, LiveOptions, Services } from './services.js'
 
 /** Events read from the log at once. */
 const PAGE = 200
@@ -47,39 +48,51 @@ export function createEventService (context: Context): Services['events'] {
   const wants = (scope: Scope, runId: string | null) => scope.run_id === null || scope.run_id === runId
   const isLast = (scope: Scope, event: StoredEvent) => scope.run_id !== null && event.run_id === scope.run_id && TERMINAL.has(event.type)
 
+  /** Where to begin reading. A run's events begin in the middle of the log: what stands before them, a reader need not have seen. */
+  const begin = (scope: Scope, after: EventCursor, epoch: number): EventCursor => after.seq < scope.first ? { seq: scope.first - 1, epoch } : after
+
+  /** Events behind the cursor, or null: the event it stands at is not there any more. One read, which includes that event. */
+  async function read (conversation: string, { seq, epoch }: EventCursor): Promise<StoredEvent[] | null> {
+    const behind = await store.log(conversation, Math.max(0, seq - 1), PAGE + 1)
+    if (seq > 0) {
+      const at = behind.shift()
+      // What took the place of a lost event is of a later epoch than anybody has seen that one in.
+      if (at?.seq !== seq || at.epoch > epoch) return null
+    }
+    return behind[0] === undefined || behind[0].seq === seq + 1 ? behind : null
+  }
+
+  /** Why a cursor is not good, where the newest event is `newest`; and the oldest one that is there. */
+  async function faultOf (conversation: string, cursor: EventCursor, newest: number): Promise<{ fault: CursorFault, first_seq: number }> {
+    const [oldest] = await store.log(conversation, 0, 1)
+    const firstSeq = oldest?.seq ?? newest + 1
+    return { fault: cursor.seq > newest ? 'cursor_ahead' : cursor.seq < firstSeq ? 'events_trimmed' : 'events_lost', first_seq: firstSeq }
+  }
+
   return {
     page: (caller, where, after, limit) => answering(async () => {
       const scope = await scopeOf(caller, where)
-      const { state } = await rowOf(context, caller, scope.conversation)
+      const { state, epoch } = await rowOf(context, caller, scope.conversation)
+      const last = scope.last ?? state.seq
       const data: StoredEvent[] = []
-      let cursor = Math.max(after, scope.first - 1)
-      while (data.length < limit && (scope.last === null || cursor < scope.last)) {
-        const events = await store.log(scope.conversation, cursor, PAGE)
+      for (let cursor = begin(scope, after, epoch); ;) {
+        const events = await read(scope.conversation, cursor)
+        if (events === null) return { data: [], ...await faultOf(scope.conversation, cursor, state.seq), last_seq: last, epoch }
         for (const event of events) {
           if (data.length === limit) break
-          cursor = event.seq
+          cursor = event
           if (wants(scope, event.run_id)) data.push(event)
         }
-        if (events.length < PAGE) break
+        if (events.length < PAGE || data.length === limit || (scope.last !== null && cursor.seq >= scope.last)) return { data, fault: null, first_seq: 1, last_seq: last, epoch }
       }
-      return { data, last_seq: scope.last ?? state.seq }
     }),
 
     live: (caller, where, options) => live(caller, where, options)
   }
 
-  /**
-   * Told to a reader whose cursor the log never reached: what it counted on is lost. `snapshot` is what holds now, and `last_seq` where
-   * the stream goes on.
-   */
-  async function reset (scope: Scope, row: Row, lastSeq: number): Promise<object> {
-    const snapshot = scope.run_id === null ? conversationView(row, clock.now()) : await readRun(store, scope.conversation, scope.run_id)
-    return { type: 'stream.reset', conversation_id: scope.conversation, reason: 'cursor_ahead', last_seq: lastSeq, snapshot }
-  }
-
   async function* live (caller: Caller, where: EventSource, { after: from, head = [], signal }: LiveOptions): AsyncGenerator<LiveItem> {
     for (const event of head) yield { kind: 'event', event }
-    const after = head.at(-1)?.seq ?? from
+    const after = head.at(-1) ?? from
     const held: Signal[] = []
     let wake: () => void = () => { /* nobody waits yet */ }
     const abort = () => wake()
@@ -92,51 +105,72 @@ export function createEventService (context: Context): Services['events'] {
     const conversation = where.conversation_id ?? await answering(() => conversationOf(context, caller, where.run_id ?? ''))
     const unsubscribe = await answering(() => feed.subscribe(conversation, hear))
     signal.addEventListener('abort', abort)
-    const opened = await answering(() => Promise.all([
-      scopeOf(caller, { ...where, conversation_id: conversation }), rowOf(context, caller, conversation)
-    ])).catch((error: unknown) => {
+    const open = () => answering(() => Promise.all([scopeOf(caller, { ...where, conversation_id: conversation }), rowOf(context, caller, conversation)]))
+    const opened = await open().catch((error: unknown) => {
       unsubscribe()
       throw error
     })
-    const [scope, row] = opened
-    let cursor = Math.max(after, scope.first - 1)
+    let [scope] = opened
+    const [, row] = opened
+    let cursor = begin(scope, after, row.epoch)
+    let ended = false
+    const isBehind = () => scope.last !== null && cursor.seq >= scope.last
 
-    /** What the log holds beyond the cursor. */
+    /** What is stored beyond the cursor; `ended` once that was the last of the run. */
     async function* stored (): AsyncGenerator<LiveItem> {
-      for (;;) {
-        const events = await answering(() => store.log(scope.conversation, cursor, PAGE))
-        for (const event of events) {
-          cursor = event.seq
-          if (wants(scope, event.run_id)) yield { kind: 'event', event }
-          if (isLast(scope, event)) return
+      for (let told = false; !ended;) {
+        const events = await answering(() => read(conversation, cursor))
+        if (events === null) {
+          // Once: should it happen twice in a row, the next look will tell.
+          if (told) return
+          told = true
+          yield* reset()
+          continue
         }
-        if (events.length < PAGE) return
+        for (const event of events) {
+          cursor = event
+          if (wants(scope, event.run_id)) yield { kind: 'event', event }
+          ended = isLast(scope, event)
+          if (ended) return
+        }
+        if (events.length < PAGE || isBehind()) return
       }
+    }
+
+    /** What the reader counted on is lost: it is told what holds now, and where the stream goes on. */
+    async function* reset (): AsyncGenerator<LiveItem> {
+      const found = await open().catch((error: unknown) => {
+        if (error instanceof ProblemError && error.code === 'not_found') return null
+        throw error
+      })
+      const run = found === null || scope.run_id === null ? null : await answering(() => readRun(store, conversation, scope.run_id as string))
+      // Nothing of it is left, and a reader that comes back is told so.
+      ended = found === null || (scope.run_id !== null && run === null)
+      if (found === null) return
+      const [now, { state, epoch }] = found
+      const lastSeq = now.last ?? state.seq
+      const { fault: reason } = await answering(() => faultOf(conversation, cursor, state.seq))
+      scope = now
+      cursor = { seq: lastSeq, epoch }
+      const snapshot = scope.run_id === null ? conversationView(found[1], clock.now()) : run
+      yield { kind: 'reset', json: JSON.stringify({ type: 'stream.reset', conversation_id: conversation, reason, epoch, last_seq: lastSeq, snapshot }) }
+      ended ||= scope.last !== null
+      if (!ended && fenceOf(state) > 0) yield* text()
     }
 
     /** The text of the turn that is running, from its beginning: a reader that has some of it loses nothing by hearing it again. */
     async function* text (): AsyncGenerator<LiveItem> {
-      const partial = await answering(() => store.partial(scope.conversation))
+      const partial = await answering(() => store.partial(conversation))
       if (partial === null || !wants(scope, partial.run_id)) return
-      yield { kind: 'delta', json: JSON.stringify({ type: 'turn.delta', conversation_id: scope.conversation, ...partial, offset: 0 }) }
+      yield { kind: 'delta', json: JSON.stringify({ type: 'turn.delta', conversation_id: conversation, ...partial, offset: 0 }) }
     }
 
-    const over = () => scope.last !== null && cursor >= scope.last
-
     try {
-      const end = scope.last ?? row.state.seq
-      if (after > end) {
-        cursor = end
-        yield { kind: 'reset', json: JSON.stringify(await answering(() => reset(scope, row, end))) }
-      }
-      if (over()) return
-      for await (const item of stored()) {
-        yield item
-        if (item.kind === 'event' && isLast(scope, item.event)) return
-      }
+      yield* stored()
+      if (ended || isBehind()) return
       if (fenceOf(row.state) > 0) yield* text()
 
-      while (!signal.aborted) {
+      while (!signal.aborted && !ended) {
         const next = held.shift()
         if (next === undefined) {
           let cancel = () => { /* set at once */ }
@@ -157,19 +191,17 @@ export function createEventService (context: Context): Services['events'] {
         }
         if (next.kind === 'stopped') continue
         const events = next.kind === 'events' ? next.events : []
-        const hole = next.kind === 'gap' || (events[0]?.seq ?? 0) > cursor + 1
-        if (hole) {
-          for await (const item of stored()) {
-            yield item
-            if (item.kind === 'event' && isLast(scope, item.event)) return
-          }
-          if (next.kind === 'gap') yield* text()
+        const [first] = events
+        // Of another epoch: what the reader has seen may be lost, also when the numbers go on.
+        if (first === undefined || first.seq > cursor.seq + 1 || first.epoch !== cursor.epoch) {
+          yield* stored()
+          if (next.kind === 'gap' && !ended) yield* text()
         }
         for (const event of events) {
-          if (event.seq <= cursor) continue
-          cursor = event.seq
+          if (event.seq !== cursor.seq + 1 || event.epoch !== cursor.epoch || ended) continue
+          cursor = event
           if (wants(scope, event.run_id)) yield { kind: 'event', event }
-          if (isLast(scope, event)) return
+          ended = isLast(scope, event)
         }
       }
     } finally {

@@ -65,7 +65,7 @@ export function createRunService (context: Context): Services['runs'] {
       if (row === null || refusal === 'not_found') throw notFound('conversation')
       if (refusal === 'duplicate') return { run: await requireRun(store, conversation, runId), events: [] }
       const run = runView(row, runId, { created_at: at, created_seq: 0, request: JSON.parse(request.spec) }, null)
-      return { run, events: events.map(storedEvent) }
+      return { run, events: events.map((event) => storedEvent(event, row.epoch)) }
     }),
 
     get: (caller, runId) => answering(async () => requireRun(store, await conversationOf(context, caller, runId), runId)),

@@ -24,16 +24,28 @@ export interface Page<T> { data: T[], next_cursor: string | null }
 export type LiveItem =
   | { kind: 'event', event: StoredEvent }
   | { kind: 'delta', json: string }
-  /** The cursor cannot be honoured (ahead of the log, or trimmed): the text says from where the stream goes on. */
+  /** The cursor is not good any more: the text says what holds now, and from where the stream goes on. */
   | { kind: 'reset', json: string }
+
+/**
+ * How far a reader has come: `epoch` is that of the event `seq`, or a later one in which `seq` was the newest. `seq` 0: nowhere yet. It is good as
+ * long as the log still holds that event, and not another one of a later epoch in its place.
+ */
+export interface EventCursor { seq: number, epoch: number }
 
 export interface LiveOptions {
   /** Deliver what has a greater `seq`. */
-  after: number
+  after: EventCursor
   /** What is known to come first: it is delivered before anything is read. */
   head?: StoredEvent[]
   signal: AbortSignal
 }
+
+/** What is wrong with a cursor: the log ends before it; another event has its number by now; what follows it is no longer kept. */
+export type CursorFault = 'cursor_ahead' | 'events_lost' | 'events_trimmed'
+
+/** `data` is empty when there is a `fault`. `first_seq`, `last_seq`: from where to where the log goes then. `epoch` is the one it was read in. */
+export interface EventPage { data: StoredEvent[], fault: CursorFault | null, first_seq: number, last_seq: number, epoch: number }
 
 /** Whose events: a conversation's, or a run's alone; both together spare looking the run's conversation up. A run's stream ends with it. */
 export interface EventSource { conversation_id?: string, run_id?: string }
@@ -88,7 +100,7 @@ export interface Services {
     create: (caller: Caller, body: CreateConversation) => Promise<Conversation>
     get: (caller: Caller, id: string) => Promise<Conversation>
     /** The versioned row as it is, for operators; field names are not part of the contract. */
-    state: (caller: Caller, id: string) => Promise<{ version: number, state: Record<string, unknown> }>
+    state: (caller: Caller, id: string) => Promise<{ version: number, epoch: number, state: Record<string, unknown> }>
     messages: (caller: Caller, id: string, query: { cursor?: string, limit: number }) => Promise<Page<Message>>
     /** For operators: says why it waits, or steps in. What does not fit its state is refused, and changes nothing. */
     repair: (caller: Caller, id: string, body: Repair) => Promise<RepairReport>
@@ -96,9 +108,12 @@ export interface Services {
     remove: (caller: Caller, id: string) => Promise<void>
   }
   events: {
-    /** A page of stored events with `seq` > `after`, of one run when `run_id` is given (its conversation as well spares looking it up). */
-    page: (caller: Caller, where: EventSource, after: number, limit: number) => Promise<{ data: StoredEvent[], last_seq: number }>
-    /** Live from `after` on: first what is stored, then what comes, gapless and in order; reads from the log as fast as the consumer takes. */
+    /** A page of stored events behind `after`, of one run when `run_id` is given (its conversation as well spares looking it up). */
+    page: (caller: Caller, where: EventSource, after: EventCursor, limit: number) => Promise<EventPage>
+    /**
+     * Live from `after` on: first what is stored, then what comes, gapless and in order; reads from the log as fast as the consumer takes. When Redis turns
+     * out to have lost what the reader has seen, a `reset` comes and the stream goes on behind it.
+     */
     live: (caller: Caller, where: EventSource, options: LiveOptions) => AsyncIterable<LiveItem>
   }
   tools: () => Promise<ToolListing[]>

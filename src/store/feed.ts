@@ -1,5 +1,6 @@
 import type { Cluster, Redis } from 'ioredis'
 import type { Keys } from './keys.js'
+import { readEntryId } from './entry-id.js'
 import type { Feed, Signal, StoredEvent, WorkerNote } from './store.js'
 
 /**
@@ -79,8 +80,8 @@ function decode (message: string): Signal {
 }
 
 function event (line: string): StoredEvent {
-  const [seq, type, runId, json] = split(line, 4) as [string, string, string, string]
-  return { seq: Number(seq), type, run_id: runId === '' ? null : runId, json }
+  const [id, type, runId, json] = split(line, 4) as [string, string, string, string]
+  return { ...readEntryId(id), type, run_id: runId === '' ? null : runId, json }
 }
 
 /** Splits at tabs into exactly `count` fields; the last one keeps its own. */

@@ -15,6 +15,8 @@ export interface Keys {
   /** Channel for the readers of a conversation. */
   live: (conversation: string) => string
   due: (partition: number) => string
+  /** Whose data a partition holds, and in which epoch it is. */
+  epoch: (partition: number) => string
   /** A tenant's runs of one partition, by id. */
   runs: (partition: number, tenant: string) => string
   lock: (conversation: string) => string
@@ -48,6 +50,7 @@ export function createKeys (prefix: string, partitions: number): Keys {
     live: (conversation) => `${of(conversation)}:live`,
     lock: (conversation) => `${of(conversation)}:lock`,
     due: (partition) => `${tag(partition)}:due`,
+    epoch: (partition) => `${tag(partition)}:epoch`,
     runs: (partition, tenant) => `${tag(partition)}:runs:${tenant}`,
     worker: (worker) => `${prefix}:worker:${worker}`,
     control: (worker) => `${prefix}:worker:${worker}:control`,

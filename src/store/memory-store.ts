@@ -18,9 +18,9 @@ interface Conversation {
 
 /**
  * The store in memory, with the same promises: what the engine is stepped on in tests and in the simulation. State goes through JSON
- * as it does in Redis, so nothing is shared by accident.
+ * as it does in Redis, so nothing is shared by accident. `history.epoch` may be raised, as the restart of a server does.
  */
-export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, presence: Presence, clock: { now: () => number } } {
+export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, presence: Presence, clock: { now: () => number }, history: { epoch: number } } {
   const conversations = new Map<string, Conversation>()
   const due = new Map<string, number>()
   const index = new Map<string, Set<string>>()
@@ -28,8 +28,9 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
   const workers = new Map<string, Set<(note: WorkerNote) => void>>()
   const beats = new Map<string, number>()
   const clock = { now: () => Date.now() }
+  const history = { epoch: 1 }
   const publish = (conversation: string, signal: Signal) => { for (const listener of readers.get(conversation) ?? []) listener(signal) }
-  const row = ({ born, version, state }: Conversation): Row => ({ born, version, state: JSON.parse(state) as State })
+  const row = ({ born, version, tokens, state }: Conversation): Row => ({ born, version, token: tokens[0] as string, epoch: history.epoch, state: JSON.parse(state) as State })
 
   const store: Store = {
     async load (conversation) {
@@ -40,8 +41,8 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
     async commit (commit) {
       const { conversation, base, token } = commit
       const found = conversations.get(conversation)
-      if (found?.tokens.includes(token)) return { status: 'committed', born: base?.born ?? token, version: (base?.version ?? 0) + 1 }
-      if (found?.born !== base?.born || found?.version !== base?.version) return { status: 'conflict', row: found === undefined ? null : row(found) }
+      if (found?.tokens.includes(token)) return { status: 'committed', born: base?.born ?? token, version: (base?.version ?? 0) + 1, epoch: history.epoch }
+      if (found?.born !== base?.born || found?.tokens[0] !== base?.token) return { status: 'conflict', row: found === undefined ? null : row(found) }
       const plan = planCommit(commit)
       const kept: Conversation = found ?? {
         born: token, version: 0, state: '', fence: 0, tokens: [], tenant: commit.state.tenant, messages: [], events: [], docs: new Map(), partial: null
@@ -57,7 +58,8 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
         if (!index.has(name)) index.set(name, new Set())
         index.get(name)?.add(`${runId}:${conversation}`)
       }
-      kept.events.push(...plan.events)
+      const events = plan.events.map((event) => ({ ...event, epoch: history.epoch }))
+      kept.events.push(...events)
       kept.version++
       kept.state = plan.state
       if (kept.fence !== plan.fence) kept.partial = null
@@ -66,8 +68,8 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
       conversations.set(conversation, kept)
       if (commit.due === null) due.delete(conversation)
       else due.set(conversation, commit.due)
-      if (plan.events.length > 0) publish(conversation, { kind: 'events', events: plan.events })
-      return { status: 'committed', born: kept.born, version: kept.version }
+      if (events.length > 0) publish(conversation, { kind: 'events', events })
+      return { status: 'committed', born: kept.born, version: kept.version, epoch: history.epoch }
     },
 
     async docs (conversation, names) {
@@ -117,7 +119,7 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
 
     async postpone (conversation, base, time) {
       const found = conversations.get(conversation)
-      if (found?.born === base.born && found.version === base.version && due.has(conversation)) due.set(conversation, time)
+      if (found?.born === base.born && found.tokens[0] === base.token && due.has(conversation)) due.set(conversation, time)
     },
 
     async findRun (tenant, runId) {
@@ -152,5 +154,5 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
     leave: async (worker) => { beats.delete(worker) },
     left: async (names) => names.map((name) => Math.max(0, (beats.get(name) ?? 0) - clock.now()))
   }
-  return { store, feed, presence, clock }
+  return { store, feed, presence, clock, history }
 }

@@ -6,7 +6,8 @@ import type { Commit, StoredEvent } from './store.js'
 /** A commit as strings, ready to be stored. */
 export interface Plan {
   state: string
-  events: StoredEvent[]
+  /** In the epoch the store finds itself in. */
+  events: Omit<StoredEvent, 'epoch'>[]
   puts: [name: string, value: string][]
   messages: Piece[][]
   drops: string[]
@@ -28,7 +29,7 @@ export function planCommit (commit: Commit): Plan {
   for (const name of drops) puts.delete(name)
   return {
     state: JSON.stringify(commit.state),
-    events: commit.events.map(storedEvent),
+    events: commit.events.map(textOf),
     puts: [...puts],
     messages,
     drops: [...drops],
@@ -36,7 +37,12 @@ export function planCommit (commit: Commit): Plan {
   }
 }
 
-export function storedEvent (event: Event): StoredEvent {
+/** An event that was just stored, as a reader of the log would get it. */
+export function storedEvent (event: Event, epoch: number): StoredEvent {
+  return { ...textOf(event), epoch }
+}
+
+function textOf (event: Event): Omit<StoredEvent, 'epoch'> {
   return { seq: event.seq, type: event.type, run_id: event.run_id ?? null, json: JSON.stringify(event) }
 }
 

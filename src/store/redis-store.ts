@@ -2,33 +2,53 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Cluster, Redis } from 'ioredis'
 import type { State } from '../core/state.js'
+import { readEntryId } from './entry-id.js'
 import { partitionOfRun, type Keys } from './keys.js'
 import { planCommit } from './plan.js'
 import type { Committed, Partial, Row, Store, StoredEvent } from './store.js'
 
 type Reply<T> = Promise<T>
 
+/** A row as scripts answer it; the epoch alone where there is none. */
+type RowReply = [epoch: number, born?: string, version?: string, tokens?: string, state?: string]
+
 interface Scripts {
-  interlockCommit: (...args: (string | number)[]) => Reply<[number, ...(string | number)[]]>
+  interlockLoad: (...args: (string | number)[]) => Reply<RowReply>
+  interlockCommit: (...args: (string | number)[]) => Reply<[code: 0, ...RowReply] | [code: 1 | 2, epoch: number, version: number]>
   interlockAppend: (...args: (string | number)[]) => Reply<number>
   interlockTakeDue: (...args: (string | number)[]) => Reply<string[]>
   interlockPostpone: (...args: (string | number)[]) => Reply<null>
   interlockRemove: (...args: (string | number)[]) => Reply<number>
 }
 
+/** In front of the scripts that ask for the epoch. */
+const EPOCH = source('epoch')
+
 /** Conversations in Redis. `redis` fails fast: a command that cannot be sent rejects, it does not wait (see redis/connect.ts, role `command`). */
 export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
-  define(redis, 'interlockCommit', 'commit', 7)
+  define(redis, 'interlockLoad', 'load', 2, EPOCH)
+  define(redis, 'interlockCommit', 'commit', 8, EPOCH)
   define(redis, 'interlockAppend', 'append', 2)
   define(redis, 'interlockTakeDue', 'take-due', 1)
   define(redis, 'interlockPostpone', 'postpone', 2)
   define(redis, 'interlockRemove', 'remove', 7)
   const scripts = redis as unknown as Scripts
 
+  /** The newest epoch this process has seen of each partition: should all of its data be gone, Redis does not know it any more. */
+  const seen = new Array<number>(keys.partitions).fill(0)
+
+  const saw = (partition: number, epoch: number) => { seen[partition] = Math.max(seen[partition] as number, epoch) }
+
+  function row (partition: number, [epoch, born, version, tokens, state]: RowReply): Row | null {
+    saw(partition, epoch)
+    if (born === undefined) return null
+    return { born, version: Number(version), token: (tokens as string).split(' ', 1)[0] as string, epoch, state: JSON.parse(state as string) as State }
+  }
+
   return {
     async load (conversation) {
-      const [born, version, state] = await redis.hmget(keys.row(conversation), 'born', 'version', 'state')
-      return born == null ? null : row(born, version as string, state as string)
+      const partition = keys.partitionOf(conversation)
+      return row(partition, await scripts.interlockLoad(keys.row(conversation), keys.epoch(partition), seen[partition] as number))
     },
 
     async commit (commit): Promise<Committed> {
@@ -43,17 +63,18 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
       tail.push(...plan.drops, ...created)
       for (const event of plan.events) tail.push(event.seq, event.type, event.run_id ?? '', event.json)
       const partition = keys.partitionOf(conversation)
-      const [code, ...rest] = await scripts.interlockCommit(
+      const reply = await scripts.interlockCommit(
         keys.row(conversation), keys.messages(conversation), keys.events(conversation), keys.docs(conversation), keys.partial(conversation),
-        keys.due(partition), keys.runs(partition, commit.state.tenant),
-        base?.born ?? '', base?.version ?? 0, token, plan.state, plan.fence, due ?? '', conversation, keys.live(conversation),
+        keys.due(partition), keys.runs(partition, commit.state.tenant), keys.epoch(partition),
+        base?.born ?? '', base?.version ?? 0, base?.token ?? '', token, plan.state, plan.fence, due ?? '', conversation, keys.live(conversation),
         `${plan.puts.length} ${plan.messages.length} ${plan.drops.length} ${created.length} ${plan.events.length}`,
-        commit.rewind ?? '',
+        commit.rewind ?? '', seen[partition] as number,
         ...tail
       )
-      if (code !== 0) return { status: 'committed', born: base?.born ?? token, version: rest[0] as number }
-      const [born, version, state] = rest as string[]
-      return { status: 'conflict', row: born === undefined ? null : row(born, version as string, state as string) }
+      if (reply[0] === 0) return { status: 'conflict', row: row(partition, reply.slice(1) as unknown as RowReply) }
+      const [, epoch, version] = reply
+      saw(partition, epoch)
+      return { status: 'committed', born: base?.born ?? token, version, epoch }
     },
 
     async docs (conversation, names) {
@@ -67,7 +88,7 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
     async log (conversation, after, limit) {
       const entries = await redis.xrange(keys.events(conversation), `${after + 1}-0`, '+', 'COUNT', limit)
       return entries.map(([id, fields]): StoredEvent => ({
-        seq: Number(id.slice(0, id.indexOf('-'))), type: fields[1] as string, run_id: fields[3] === '' ? null : fields[3] as string, json: fields[5] as string
+        ...readEntryId(id), type: fields[1] as string, run_id: fields[3] === '' ? null : fields[3] as string, json: fields[5] as string
       }))
     },
 
@@ -112,8 +133,8 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
       return taken
     },
 
-    async postpone (conversation, { born, version }, due) {
-      await scripts.interlockPostpone(keys.row(conversation), keys.due(keys.partitionOf(conversation)), born, version, due, conversation)
+    async postpone (conversation, { born, token }, due) {
+      await scripts.interlockPostpone(keys.row(conversation), keys.due(keys.partitionOf(conversation)), born, token, due, conversation)
     },
 
     async findRun (tenant, runId) {
@@ -136,10 +157,10 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
   }
 }
 
-function row (born: string, version: string, state: string): Row {
-  return { born, version: Number(version), state: JSON.parse(state) as State }
+function define (redis: Redis | Cluster, name: string, file: string, numberOfKeys: number, prelude = ''): void {
+  redis.defineCommand(name, { numberOfKeys, lua: prelude + source(file) })
 }
 
-function define (redis: Redis | Cluster, name: string, file: string, numberOfKeys: number): void {
-  redis.defineCommand(name, { numberOfKeys, lua: readFileSync(join(import.meta.dirname, 'lua', `${file}.lua`), 'utf8') })
+function source (file: string): string {
+  return readFileSync(join(import.meta.dirname, 'lua', `${file}.lua`), 'utf8')
 }

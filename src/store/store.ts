@@ -2,14 +2,24 @@ import type { Doc, Piece } from '../core/draft.js'
 import type { Event } from '../core/event.js'
 import type { State } from '../core/state.js'
 
-/** A conversation's row. `born` is made at its creation, so that a row which was deleted and made again is another one. */
-export interface Row { born: string, version: number, state: State }
+/** A conversation's row. */
+export interface Row extends Base {
+  /** The epoch it is read in, and would be written in now: see `StoredEvent.epoch`. */
+  epoch: number
+  state: State
+}
+
+/**
+ * Which row something was decided on: `token` is that of the commit that made it. A version is no name for it: when Redis has lost commits,
+ * others get the same numbers. `born` is the token of the row's first commit: a row which was deleted and made again is another one.
+ */
+export interface Base { born: string, version: number, token: string }
 
 /** One or more transitions of a conversation, to be stored all or not at all. */
 export interface Commit {
   conversation: string
   /** The row this was decided on; null: there is none yet. */
-  base: { born: string, version: number } | null
+  base: Base | null
   /** Made once per commit: a commit that is sent twice because its reply was lost is recognised by it. */
   token: string
   state: State
@@ -25,12 +35,23 @@ export interface Commit {
 }
 
 export type Committed =
-  | { status: 'committed', born: string, version: number }
+  | { status: 'committed', born: string, version: number, epoch: number }
   /** Somebody else was first, or the row is gone: nothing was stored, here is what stands now. */
   | { status: 'conflict', row: Row | null }
 
 /** An event as stored: `json` is the same bytes on every read. */
-export interface StoredEvent { seq: number, type: string, run_id: string | null, json: string }
+export interface StoredEvent {
+  seq: number
+  /**
+   * The epoch it was stored in: 1 on a fresh Redis, and a greater one from every start of a server, or promotion of a replica, on. What was acknowledged
+   * before may be lost then, and its numbers are given again; together with its epoch a `seq` names one content for ever (FAULTS I4b). Always 1 where
+   * Redis does not say whose data it has (`INFO replication`).
+   */
+  epoch: number
+  type: string
+  run_id: string | null
+  json: string
+}
 
 /** A piece of streamed text, of the turn that `fence` gives the right to write for. */
 export interface Delta {
@@ -68,7 +89,7 @@ export interface Store {
   /** Takes up to `limit` conversations whose due time has passed (or one per partition), and makes them due again at `until`: one sweep looks at each. */
   takeDue: (now: number, until: number, limit: number) => Promise<string[]>
   /** Changes a due time without a commit. Does nothing if the conversation has none, or is not at `base` any more. */
-  postpone: (conversation: string, base: { born: string, version: number }, due: number) => Promise<void>
+  postpone: (conversation: string, base: Pick<Base, 'born' | 'token'>, due: number) => Promise<void>
   /** The conversation of a run, if it is this tenant's. */
   findRun: (tenant: string, runId: string) => Promise<string | null>
   /** A tenant's runs from newest to oldest, older than `before`. */

@@ -23,20 +23,47 @@ t.test('F69: any other eviction policy is refused, and the setting is named', as
   })
 })
 
-t.test('a server without append-only file is a warning', async (t) => {
+t.test('F69: a server without append-only file is a warning with the profile fast, and refused with the profile durable', async (t) => {
   const redis = await privateRedis(t, { args: ['--appendonly', 'no'] })
-  const { refusal, warnings } = await describeRedis(await open(t, redis.url), 'durable')
-  t.equal(refusal, undefined)
-  t.match(warnings, [/appendonly off/])
-  t.equal(warnings.length, 1)
+  const connection = await open(t, redis.url)
+  t.match(await describeRedis(connection), { refusal: undefined, warnings: [/appendonly off/] })
+  t.strictSame(await describeRedis(connection, 'durable'), {
+    refusal: 'Redis has appendonly no, but the profile durable needs appendonly yes and appendfsync always: set both, or INTERLOCK_PROFILE to fast.', warnings: []
+  })
 })
 
-t.test('the profile durable asks for appendfsync always', async (t) => {
+t.test('F69: the profile durable refuses a server that acknowledges before it is on disk', async (t) => {
   const redis = await privateRedis(t)
   const connection = await open(t, redis.url)
-  t.match((await describeRedis(connection, 'durable')).warnings, [/appendfsync everysec.*needs appendfsync always/])
+  t.strictSame(await describeRedis(connection, 'durable'), {
+    refusal: 'Redis has appendfsync everysec, but the profile durable needs appendonly yes and appendfsync always: set both, or INTERLOCK_PROFILE to fast.', warnings: []
+  })
   await connection.config('SET', 'appendfsync', 'always')
   t.strictSame(await describeRedis(connection, 'durable'), { warnings: [] })
+})
+
+t.test('S27: a server that everybody on the network may command is a warning', async (t) => {
+  const exposed = ['--protected-mode', 'no', '--bind', '0.0.0.0']
+  const { url } = await privateRedis(t, { tcp: true, args: exposed })
+  const connection = await open(t, url)
+  t.match((await describeRedis(connection)).warnings, [/without a password.*requirepass/])
+  await connection.config('SET', 'protected-mode', 'yes')
+  t.strictSame((await describeRedis(connection)).warnings, [])
+  await connection.config('SET', 'protected-mode', 'no')
+  await connection.config('SET', 'requirepass', 'secret')
+  t.strictSame((await describeRedis(connection)).warnings, [])
+  await connection.config('SET', 'requirepass', '')
+  await connection.config('SET', 'bind', '127.0.0.1 -::1')
+  t.strictSame((await describeRedis(connection)).warnings, [])
+  const socket = await privateRedis(t, { args: exposed })
+  t.strictSame((await describeRedis(await open(t, socket.url))).warnings, [], 'a unix socket is for this machine')
+})
+
+t.test('a server that does not tell whose data it has is a warning: no epoch begins there', async (t) => {
+  const connection = new Redis({ lazyConnect: true })
+  connection.info = async () => '# Server\r\nredis_version:7.2.0\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\n'
+  connection.config = (async () => []) as never
+  t.match((await describeRedis(connection)).warnings, [/master_replid/])
 })
 
 t.test('what a managed service forbids to look at is a warning', async (t) => {
@@ -53,7 +80,8 @@ t.test('what a managed service forbids to look at is a warning', async (t) => {
 t.test('a version before 6.2 is refused', async (t) => {
   const says = async (version: string) => {
     const connection = new Redis({ lazyConnect: true })
-    connection.info = async () => `# Server\r\nredis_version:${version}\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\n`
+    connection.info = async () => `# Server\r\nredis_version:${version}\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\nmaster_replid:a\r\n`
+    connection.config = (async () => []) as never
     return (await describeRedis(connection)).refusal
   }
   t.equal(await says('5.0.14'), 'Redis is 5.0.14, but Interlock needs 6.2 or newer.')

@@ -104,10 +104,10 @@ t.test('F82: a cursor that is none is 422, not a hang', async (t) => {
   const { app } = await testApp(t)
   const { id, conversation_id: conversation } = await newRun(app)
   for (const url of [`/runs/${id}/events`, `/conversations/${conversation}/events`]) {
-    for (const cursor of ['-1', 'x', '1.5', '1e3', '0x1', ' ', '9007199254740993', '99999999999999999999', '%00', '1,2']) {
+    for (const cursor of ['-1', 'x', '1.', '1.0', '1.1', '1.02', '.5', '01', '1.2.3', '1e3', '0x1', ' ', '9007199254740993', '1.9007199254740993', '99999999999999999999', '%00', '1,2']) {
       t.match(refused(t, await app.inject(`${url}?after=${cursor}`), 422, 'validation_failed').errors, [{ in: 'query', pointer: '/after' }], cursor)
     }
-    for (const cursor of ['-1', 'x', '1.5', '', '1, 2']) {
+    for (const cursor of ['-1', 'x', '1.', '1.1', '', '1, 2']) {
       const response = await app.inject({ url, headers: { 'last-event-id': cursor } })
       t.match(refused(t, response, 422, 'validation_failed').errors, [{ in: 'header', pointer: '/last-event-id' }], cursor)
     }
@@ -124,6 +124,42 @@ t.test('F82: a cursor ahead of the log: the stream says so, the page refuses it'
   t.match(frame, { id: undefined, event: 'stream.reset', data: { reason: 'cursor_ahead', last_seq: 1 } })
   await reader.leave()
   refused(t, await app.inject({ url: `/conversations/${conversation}/events?after=7`, headers: { accept: 'application/json' } }), 422, 'validation_failed')
+})
+
+t.test('I4b: from the second epoch on an id names it, and a number that is another event\'s by now is no cursor any more', async (t) => {
+  const { app, fake } = await testApp(t)
+  const { origin } = await listening(app)
+  const { id, conversation_id: conversation } = await newRun(app)
+  fake.conversation(conversation).row.epoch = 1_800_000_000_000
+  fake.emit(id, 'run.started')
+  const page = (query: string) => app.inject({ url: `/conversations/${conversation}/events${query}`, headers: { accept: 'application/json' } })
+  const first = (await page('?limit=1')).json<{ next_cursor: string, epoch: number }>()
+  t.strictSame([first.next_cursor, first.epoch], ['1', 1_800_000_000_000])
+  const second = await page('?limit=1&after=1')
+  conforms(t, app, 'streamConversationEvents', second)
+  t.strictSame((await page('?after=2.1800000000000')).json(), { data: [], next_cursor: null, epoch: 1_800_000_000_000 })
+  t.strictSame((await page('?after=1.1800000000000')).json<{ data: { seq: number }[] }>().data.map(({ seq }) => seq), [2], 'what was read of an idle conversation is good as well')
+  t.match(refused(t, await page('?after=2'), 422, 'validation_failed').errors, [{ in: 'query', pointer: '/after', detail: /lost/ }])
+
+  const reader = await read(`${origin}/runs/${id}/events`, { headers: { 'last-event-id': '1' } })
+  t.match(await reader.take(1), [{ id: '2.1800000000000', event: 'run.started', data: { seq: 2 } }])
+  await reader.leave()
+  const stale = await read(`${origin}/runs/${id}/events?after=2`)
+  t.match(await stale.take(1), [{ id: undefined, event: 'stream.reset', data: { reason: 'events_lost', epoch: 1_800_000_000_000, last_seq: 2 } }])
+  await stale.leave()
+
+  fake.end(id)
+  const get = (after: string) => app.inject({ url: `/runs/${id}/events?after=${after}`, headers: { accept: 'text/event-stream' } })
+  t.equal((await get('3.1800000000000')).statusCode, 204)
+  const ended = await read(`${origin}/runs/${id}/events?after=3`)
+  t.equal(ended.response.status, 200, 'not 204: whoever has another end is told so')
+  t.match(await ended.take(1), [{ event: 'stream.reset' }])
+  await ended.leave()
+
+  const state = await app.inject(`/conversations/${conversation}/state`)
+  t.equal(state.headers.etag, '"1.1800000000000"')
+  const same = { 'if-none-match': '"1"' }
+  t.equal((await app.inject({ url: `/conversations/${conversation}/state`, headers: same })).statusCode, 200, 'a version says nothing beyond its epoch')
 })
 
 t.test('one stream over all runs of a conversation, which does not end with a run', async (t) => {
@@ -166,7 +202,7 @@ t.test('S6: nothing in an event can end its frame', async (t) => {
   const nasty = ['a\n\nevent: fake\ndata: {}\n\n', 'a\r\rid: 9\r\r', '\r\n\r\n', '\u2028\u2029\u0085', 'a\u0000b', ': comment', 'data: x']
   for (const output of nasty) fake.emit(id, 'tool.progress', { data: output })
   // Line ends between tokens, as a service that stores pretty JSON would have them.
-  fake.conversation(conversation).events.push({ seq: 9, type: 'tool.progress', run_id: id, json: '{\r\n"seq":\n9}' })
+  fake.conversation(conversation).events.push({ seq: 9, epoch: 1, type: 'tool.progress', run_id: id, json: '{\r\n"seq":\n9}' })
   fake.end(id)
   const { text } = await raw(port, `GET /runs/${id}/events HTTP/1.0\r\nHost: localhost\r\n\r\n`)
   const frames = text.split('\n\n').slice(1, -1)
@@ -185,12 +221,12 @@ t.test('a page of events has the stored bytes, and goes on from its cursor', asy
   const get = (query: string) => app.inject({ url: `/conversations/${conversation}/events${query}`, headers: { accept: 'application/json' } })
   const all = await get('')
   conforms(t, app, 'streamConversationEvents', all)
-  t.equal(all.body, `{"data":[${fake.conversation(conversation).events.map(({ json }) => json).join(',')}],"next_cursor":null}`)
+  t.equal(all.body, `{"data":[${fake.conversation(conversation).events.map(({ json }) => json).join(',')}],"next_cursor":null,"epoch":1}`)
   const first = (await get('?limit=2')).json<{ data: { seq: number }[], next_cursor: string }>()
   t.strictSame([first.data.map(({ seq }) => seq), first.next_cursor], [[1, 2], '2'])
   const second = (await get(`?limit=2&after=${first.next_cursor}`)).json<{ data: { seq: number }[], next_cursor: string | null }>()
   t.strictSame([second.data.map(({ seq }) => seq), second.next_cursor], [[3], null])
-  t.strictSame((await get('?after=3')).json(), { data: [], next_cursor: null })
+  t.strictSame((await get('?after=3')).json(), { data: [], next_cursor: null, epoch: 1 })
   const ofRun = await app.inject({ url: `/runs/${id}/events?limit=3`, headers: { accept: 'application/json' } })
   conforms(t, app, 'streamRunEvents', ofRun)
   t.strictSame(ofRun.json(), all.json())
@@ -326,7 +362,7 @@ function flood (bytes: number) {
     try {
       while (!signal.aborted) {
         const seq = ++taken.items
-        yield { kind: 'event', event: { seq, type: 'tool.progress', run_id: null, json: `{"seq":${seq},"text":"${text}"}` } }
+        yield { kind: 'event', event: { seq, epoch: 1, type: 'tool.progress', run_id: null, json: `{"seq":${seq},"text":"${text}"}` } }
       }
     } finally {
       taken.ended = true

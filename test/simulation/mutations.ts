@@ -13,7 +13,7 @@ const BUGS: Bug[] = [
   // What is stored
   { bug: 'no fence check', file: 'core/transition', find: ' || run.phase.fence !== fence) return null', put: ') return null' },
   { bug: 'no fence check for streamed text', file: 'store/memory-store', find: ' || found.fence !== fence) return false', put: ') return false' },
-  { bug: 'no version check', file: 'store/memory-store', find: 'found?.born !== base?.born || found?.version !== base?.version', put: '(found === undefined) !== (base === null)' },
+  { bug: 'no version check', file: 'store/memory-store', find: 'found?.born !== base?.born || found?.tokens[0] !== base?.token', put: '(found === undefined) !== (base === null)' },
   { bug: 'a commit is not known by its token', file: 'store/memory-store', find: 'found?.tokens.includes(token)', put: 'found?.tokens.includes(`not ${token}`)' },
   { bug: 'every try of a commit has another token', file: 'engine/execute', find: '        token,\n', put: '        token: ids.next(),\n' },
   { bug: 'a conversation that is made again honours the fences of its former self', file: 'core/transition', find: 'fence: command.at,', put: 'fence: 0,' },

@@ -24,7 +24,7 @@ export interface DeltaData { run_id: string, turn: number, attempt: number, offs
 
 /** An open event stream, read as fast as it comes. */
 export interface EventStream {
-  /** What was asked for, for whoever compares the stream with the log. */
+  /** What was asked for, for whoever compares the stream with the log; `after` is the `seq` of the cursor. */
   path: string
   after: number
   status: number
@@ -52,7 +52,7 @@ export interface EventStream {
   text: (turn: number) => string | null
 }
 
-export interface OpenOptions { after?: number, lastEventId?: string, headers?: Record<string, string>, method?: string, body?: unknown }
+export interface OpenOptions { after?: number | string, lastEventId?: string, headers?: Record<string, string>, method?: string, body?: unknown }
 
 export interface Client {
   url: string
@@ -65,7 +65,7 @@ export interface Client {
   /** Opens a stream of whatever path; throws unless it is one. */
   open: (path: string, options?: OpenOptions) => Promise<EventStream>
   /** The stream of a run. */
-  follow: (run: Run | string, after?: number) => Promise<EventStream>
+  follow: (run: Run | string, after?: number | string) => Promise<EventStream>
   /** Posts a run and reads its stream to the end. */
   finish: (body: CreateRun) => Promise<{ run: Run, stream: EventStream }>
   /** The run once it has ended. */
@@ -152,7 +152,7 @@ export function createClient (url: string, { apiKey, patient = false }: ClientOp
       if (!(response.headers['content-type'] ?? '').startsWith('text/event-stream')) {
         throw new Error(`${method} ${path}: ${response.statusCode} ${await textOf(response)}`)
       }
-      const stream = readStream(response, path, after ?? Number(lastEventId ?? 0))
+      const stream = readStream(response, path, Number.parseInt(`${after ?? lastEventId ?? 0}`))
       seen.streams.push(stream)
       return stream
     },

@@ -4,7 +4,7 @@ import { conversationExists, notFound, validationFailed } from '../../src/errors
 import type { Conversation } from '../../src/schemas/conversation.js'
 import type { PostedMessage } from '../../src/schemas/message.js'
 import type { Call, Run } from '../../src/schemas/run.js'
-import type { Caller, LiveItem, Page, Services, StoredEvent } from '../../src/services/services.js'
+import type { Caller, EventCursor, LiveItem, Page, Services, StoredEvent } from '../../src/services/services.js'
 
 interface FakeRun { tenant: string, run: Run, calls: Call[], messages: PostedMessage[] }
 interface FakeConversation { tenant: string, row: Conversation, messages: Message[], events: StoredEvent[] }
@@ -57,7 +57,7 @@ export function fakeServices () {
     const runSeq = events.filter((event) => event.run_id === runId).length + 1
     const head = { seq, run_seq: runSeq, type, run_id: runId, conversation_id: run.conversation_id, time: TIME }
     const json = JSON.stringify({ ...head, caused_by: seq === 1 ? [] : [seq - 1], ...data })
-    const event = { seq, type, run_id: runId, json }
+    const event = { seq, epoch: row.epoch, type, run_id: runId, json }
     events.push(event)
     row.last_seq = seq
     for (const listener of listeners) listener()
@@ -191,7 +191,7 @@ export function fakeServices () {
       get: async (caller, id) => conversationOf(caller, id).row,
       state: async (caller, id) => {
         const { row } = conversationOf(caller, id)
-        return { version: row.version, state: { id } }
+        return { version: row.version, epoch: row.epoch, state: { id } }
       },
       messages: async (caller, id, { cursor, limit }) => paged('messages', conversationOf(caller, id).messages, cursor, limit),
       repair: async (caller, id, { action }) => ({
@@ -204,10 +204,11 @@ export function fakeServices () {
     },
     events: {
       page: async (caller, where, after, limit) => {
-        const { events } = logOf(caller, where)
-        return { data: events.slice(after).filter(isOf(where)).slice(0, limit), last_seq: events.length }
+        const { events, row } = logOf(caller, where)
+        const fault = isGood(events, after) ? null : after.seq > events.length ? 'cursor_ahead' : 'events_lost'
+        return { data: fault === null ? events.slice(after.seq).filter(isOf(where)).slice(0, limit) : [], fault, first_seq: 1, last_seq: events.length, epoch: row.epoch }
       },
-      live: (caller, where, { after, signal }) => follow(logOf(caller, where).events, where, after, signal)
+      live: (caller, where, { after, signal }) => follow(logOf(caller, where), where, after, signal)
     },
     tools: async () => [{
       name: 'http_fetch', kind: 'builtin', description: 'GET a URL', parameters: { type: 'object' }, effects: 'read', idempotent: true, timeout_ms: null, placement: 'local'
@@ -236,7 +237,9 @@ export function fakeServices () {
     metrics: async () => ({ contentType: 'text/plain; version=0.0.4; charset=utf-8', body: '# HELP up\nup 1\n' })
   }
 
-  async function* follow (log: StoredEvent[], where: Where, after: number, signal: AbortSignal): AsyncGenerator<LiveItem> {
+  const isGood = (log: StoredEvent[], { seq, epoch }: EventCursor) => seq === 0 || (log[seq - 1]?.epoch ?? Infinity) <= epoch
+
+  async function* follow ({ events: log, row }: FakeConversation, where: Where, after: EventCursor, signal: AbortSignal): AsyncGenerator<LiveItem> {
     const deltas: string[] = []
     let wake = () => {}
     const listener = (delta?: { run_id: string, json: string }) => {
@@ -248,10 +251,11 @@ export function fakeServices () {
     signal.addEventListener('abort', stop)
     live++
     try {
-      let seq = after
-      if (seq > log.length) {
+      let seq = after.seq
+      if (!isGood(log, after)) {
+        const reason = seq > log.length ? 'cursor_ahead' : 'events_lost'
         seq = log.length
-        yield { kind: 'reset', json: JSON.stringify({ type: 'stream.reset', conversation_id: where.conversation_id ?? '', reason: 'cursor_ahead', last_seq: seq }) }
+        yield { kind: 'reset', json: JSON.stringify({ type: 'stream.reset', conversation_id: where.conversation_id ?? '', reason, epoch: row.epoch, last_seq: seq, snapshot: null }) }
       }
       while (!signal.aborted) {
         for (let json = deltas.shift(); json !== undefined; json = deltas.shift()) yield { kind: 'delta', json }

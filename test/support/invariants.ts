@@ -2,7 +2,7 @@ import { TERMINAL, type Event } from '../../src/core/event.js'
 import type { Message } from '../../src/core/message.js'
 import type { Conversation } from '../../src/schemas/conversation.js'
 import type { Call, Run } from '../../src/schemas/run.js'
-import type { Client, EventStream } from './client.js'
+import type { Client, EventStream, Frame } from './client.js'
 import type { RecordedRequest } from './model-server.js'
 import { changedMessage } from './payload.js'
 import type { Attempt } from './tool-server.js'
@@ -44,9 +44,10 @@ const SLACK_MS = 50
 /**
  * - `deltas`: streamed text may have holes, because Redis was away and deltas are not stored.
  * - `overlap`: two LLM calls of a conversation may be open at once, because a process was frozen and cannot close its own.
+ * - `rollback`: Redis has lost what it had acknowledged, so models, tools and readers know of a time that never was.
  * - `waits`: calls wait for each other or for a person, so they start in another order, or are answered without a start.
  */
-export type Exception = 'deltas' | 'overlap' | 'waits'
+export type Exception = 'deltas' | 'overlap' | 'rollback' | 'waits'
 
 /** What is wrong with a conversation, whatever was done to it, in sentences; empty when nothing is. Runs may still be active. */
 export function judge (evidence: Evidence, except: Exception[] = []): string[] {
@@ -57,8 +58,11 @@ export function judge (evidence: Evidence, except: Exception[] = []): string[] {
   judgeTurns(evidence, wrong)
   judgeBatches(evidence, except.includes('waits'), wrong)
   judgeLedger(evidence, wrong)
-  judgeRequests(evidence, !except.includes('overlap'), wrong)
-  judgeAttempts(evidence, wrong)
+  if (!except.includes('rollback')) {
+    judgeRequests(evidence, !except.includes('overlap'), wrong)
+    judgeAttempts(evidence, wrong)
+  }
+  judgeIds(evidence, wrong)
   for (const stream of evidence.streams) judgeStream(stream, evidence.events, !except.includes('deltas'), wrong)
   return faults
 }
@@ -285,22 +289,42 @@ function judgeAttempts ({ events, attempts, runs }: Evidence, wrong: Wrong): voi
   }
 }
 
+/** I4b: whatever becomes of Redis, an id names one content for ever. */
+function judgeIds ({ streams }: Evidence, wrong: Wrong): void {
+  const known = new Map<string, string>()
+  for (const { id, data } of streams.flatMap((stream) => stream.frames)) {
+    if (id === null) continue
+    const name = `${id} of ${(JSON.parse(data) as Event).conversation_id}`
+    if ((known.get(name) ?? data) !== data) wrong(`event ${name} has two contents`)
+    known.set(name, data)
+  }
+}
+
+/** What a stream shows since Redis last lost something it had shown: from there on it is a stream of the log. */
+function sinceReset ({ path, after, frames }: EventStream): { after: number, frames: Frame[], complete: boolean, path: string } {
+  const at = frames.findLastIndex((frame) => frame.event === 'stream.reset')
+  if (at === -1) return { path, after, frames, complete: true }
+  return { path, after: (JSON.parse(frames[at]?.data ?? '') as { last_seq: number }).last_seq, frames: frames.slice(at), complete: false }
+}
+
 /** C1, C2, C3, I25: a stream shows the log from where it was asked to, without a gap and in the same bytes; its deltas make up the text. */
 function judgeStream (stream: EventStream, log: Event[], deltas: boolean, wrong: Wrong): void {
-  const here = `stream ${stream.path} after ${stream.after}`
-  const shown = stream.events()
+  const { path, after, frames, complete } = sinceReset(stream)
+  const here = `stream ${path} after ${after}`
+  const stored = frames.filter((frame) => frame.id !== null)
+  const shown = stored.map((frame) => JSON.parse(frame.data) as Event)
   const runId = shown[0]?.run_id
-  const scope = (stream.path.startsWith('/conversations/') ? log : log.filter((event) => event.run_id === runId)).filter((event) => event.seq > stream.after)
+  const scope = (path.startsWith('/conversations/') ? log : log.filter((event) => event.run_id === runId)).filter((event) => event.seq > after)
   shown.forEach((event, i) => {
-    const stored = scope[i]
-    if (stored?.seq !== event.seq) wrong(`${here}: event ${event.seq} stands where ${stored?.seq} should`)
-    else if (JSON.stringify(stored) !== stream.frames.filter((frame) => frame.id !== null)[i]?.data) wrong(`${here}: event ${event.seq} has other bytes than the log`)
+    const same = scope[i]
+    if (same?.seq !== event.seq) wrong(`${here}: event ${event.seq} stands where ${same?.seq} should`)
+    else if (JSON.stringify(same) !== stored[i]?.data) wrong(`${here}: event ${event.seq} has other bytes than the log`)
   })
-  for (const frame of stream.frames) {
-    if (frame.id !== null && (frame.id !== String((JSON.parse(frame.data) as Event).seq) || frame.event !== (JSON.parse(frame.data) as Event).type)) wrong(`${here}: frame ${frame.id} ${frame.event} is not named after its event`)
+  for (const frame of frames) {
+    if (frame.id !== null && (frame.id.replace(/\.[1-9]\d+$/, '') !== String((JSON.parse(frame.data) as Event).seq) || frame.event !== (JSON.parse(frame.data) as Event).type)) wrong(`${here}: frame ${frame.id} ${frame.event} is not named after its event`)
     if (frame.id === null && frame.event !== 'turn.delta' && frame.event !== 'stream.reset') wrong(`${here}: a frame ${frame.event} without an id`)
   }
-  if (!deltas) return
+  if (!deltas || !complete) return
   for (const event of shown) {
     if (event.type !== 'turn.completed') continue
     const text = stream.text(event.turn ?? 0)

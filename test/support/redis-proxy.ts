@@ -11,18 +11,19 @@ export interface RedisProxy {
    * the promise resolves when Redis has answered it; `unsent`: it was not. Whoever is then killed has died at exactly that point.
    */
   cut: (text: string, at: 'answered' | 'unsent') => Promise<void>
+  /** From now on new connections lead to another server, or with null to none. Those that are open stay, unless `cut` closes them. */
+  lead: (redisUrl: string | null, over?: { cut: boolean }) => void
 }
 
 /** A proxy before Redis, for one process of a test: it reaches every instant between a process and its Redis without any code in the product. */
 export async function redisProxy (t: Test, redisUrl: string): Promise<RedisProxy> {
-  const target = parseRedisUrl(redisUrl)
-  if (target?.kind !== 'single') throw new Error('the proxy stands before a single server')
-  const { path, host, port } = target.options
+  let target: (() => Socket) | null = reaching(redisUrl)
   const open = new Set<Socket>()
   let rule: { text: string, at: 'answered' | 'unsent', done: () => void } | undefined
 
   const server = createServer((client) => {
-    const upstream = path === undefined ? connect(port ?? 6379, host ?? '127.0.0.1') : connect(path)
+    if (target === null) return client.destroy()
+    const upstream = target()
     for (const socket of [client, upstream]) {
       open.add(socket)
       socket.on('error', () => { /* `close` follows */ })
@@ -59,6 +60,17 @@ export async function redisProxy (t: Test, redisUrl: string): Promise<RedisProxy
   })
   return {
     url: `redis://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    cut: (text, at) => new Promise((resolve) => { rule = { text, at, done: resolve } })
+    cut: (text, at) => new Promise((resolve) => { rule = { text, at, done: resolve } }),
+    lead (to, { cut } = { cut: false }) {
+      target = to === null ? null : reaching(to)
+      if (cut) for (const socket of open) socket.destroy()
+    }
   }
+}
+
+function reaching (redisUrl: string): () => Socket {
+  const target = parseRedisUrl(redisUrl)
+  if (target?.kind !== 'single') throw new Error('the proxy stands before a single server')
+  const { path, host, port } = target.options
+  return () => path === undefined ? connect(port ?? 6379, host ?? '127.0.0.1') : connect(path)
 }

@@ -1,7 +1,7 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { cpSync, mkdtempSync, readdirSync, rmSync, statSync, truncateSync } from 'node:fs'
 import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -53,8 +53,16 @@ export interface PrivateRedis {
   resume: () => void
   /** Ends it at once (SIGKILL), paused or not; resolves when it is gone. */
   kill: () => Promise<void>
-  /** Starts it again with the data it had; resolves when it accepts commands. */
+  /** Starts it again with the data it has; resolves when it accepts commands. */
   start: () => Promise<void>
+  /** A copy of its data as they are on disk at this moment: a backup, or what a machine that lost power comes back with. */
+  image: () => string
+  /** Puts an image in the place of its data, while it does not run. */
+  restore: (image: string) => void
+  /** Bytes in the file that commands are appended to. */
+  tail: () => number
+  /** Cuts that file to so many bytes, while it does not run. */
+  truncate: (bytes: number) => void
 }
 
 /**
@@ -99,7 +107,29 @@ export async function privateRedis (t: Test, options: { tcp?: boolean, cluster?:
     pause: () => { child!.kill('SIGSTOP') },
     resume: () => { child!.kill('SIGCONT') },
     kill,
-    start
+    start,
+    image () {
+      const image = mkdtempSync(join(tmpdir(), 'interlock-image-'))
+      t.teardown(() => rmSync(image, { recursive: true, force: true }))
+      for (const name of data()) cpSync(join(dir, name), join(image, name), { recursive: true })
+      return image
+    },
+    restore (image) {
+      for (const name of data()) rmSync(join(dir, name), { recursive: true })
+      cpSync(image, dir, { recursive: true })
+    },
+    tail: () => statSync(appended()).size,
+    truncate: (bytes) => truncateSync(appended(), bytes)
+  }
+
+  function data (): string[] {
+    return readdirSync(dir).filter((name) => /^appendonly|\.rdb$/.test(name))
+  }
+
+  /** One file before Redis 7, the newest of several since. */
+  function appended (): string {
+    const files = readdirSync(dir, { recursive: true, encoding: 'utf8' }).filter((name) => /\.incr\.aof$|^appendonly\.aof$/.test(name))
+    return join(dir, files.sort((a, b) => a.localeCompare(b, 'en', { numeric: true })).at(-1) ?? '')
   }
 }
 

@@ -14,7 +14,7 @@ export interface Mutation { fault: string, edits: [text: string, instead: string
 /** Faults the judge of schedules must find. What they leave intact still looks like a conversation, most of the time. */
 export const MUTATIONS: Mutation[] = [
   { fault: 'the fence is not looked at: a stopped LLM call answers the next turn', edits: [[' || run.phase.fence !== fence) return null', ') return null']] },
-  { fault: 'the fence does not grow', edits: [['phase.fence = ++state.fence', 'phase.fence = state.fence || 1'], ['  draft.state.fence++\n  run.final = null', '  run.final = null']] },
+  { fault: 'the fence does not grow', edits: [['phase.fence = nextFence(draft)', 'phase.fence = state.fence || 1'], ['  nextFence(draft)\n  run.final = null', '  run.final = null']] },
   { fault: 'the attempt of a call is not looked at', edits: [[' || call.attempt !== attempt) return null', ') return null']] },
   { fault: 'a delivered message stays in the queue as well', edits: [
     ['const delivered = deliver(draft, run, messages)\n', 'const delivered = deliver(draft, run, messages); state.waiting.push(...messages.slice(0, 1))\n'],
@@ -53,7 +53,7 @@ export const MUTATIONS: Mutation[] = [
   { fault: 'a call that only read leaves a tombstone', edits: [[' && call.rules.effects === \'write\' && call.started_at !== null)', ' && call.started_at !== null)']] },
   { fault: 'the wait before a retry is not interrupted', edits: [['phase.type === \'batch\' || phase.attempt > 0', 'phase.type === \'batch\' || phase.worker !== null']] },
   { fault: 'nobody is told to stop when an LLM call is interrupted', edits: [['    abortWorker(draft, phase.worker, phase.fence, [], \'interrupted\')\n', '']] },
-  { fault: 'a final answer survives the interrupt that came before it counted', edits: [['  draft.state.fence++\n  run.final = null\n', '  draft.state.fence++\n']] },
+  { fault: 'a final answer survives the interrupt that came before it counted', edits: [['  nextFence(draft)\n  run.final = null\n', '  nextFence(draft)\n']] },
   { fault: 'a delayed message interrupts', edits: [['const interrupts = command.due_at === null && ', 'const interrupts = ']] },
   { fault: 'delayed messages come in the order they were posted', edits: [['.sort((a, b) => (a.due_at as number) - (b.due_at as number))', '']] },
   { fault: 'what was due before an interrupt comes behind it', edits: [

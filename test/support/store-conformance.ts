@@ -4,7 +4,7 @@ import type { Event } from '../../src/core/event.js'
 import type { State } from '../../src/core/state.js'
 import { transition } from '../../src/core/transition.js'
 import { partitionSuffix, type Keys } from '../../src/store/keys.js'
-import type { Commit, Delta, Feed, Presence, Row, Signal, Store, StoredEvent, WorkerNote } from '../../src/store/store.js'
+import type { Base as RowBase, Commit, Delta, Feed, Presence, Row, Signal, Store, StoredEvent, WorkerNote } from '../../src/store/store.js'
 import { limitsWith, policyWith } from './core-scene.js'
 
 /** A store to be judged. Everything in it is this suite's own. */
@@ -15,6 +15,8 @@ export interface Bench {
   keys: Keys
   /** Keys and members that hold or name this conversation. */
   leftovers: (conversation: string) => Promise<string[]>
+  /** From now on the data have another history, as after the restart of a server. */
+  restarted: () => Promise<void>
 }
 
 type Base = Commit['base']
@@ -49,10 +51,10 @@ export function eventOf (conversation: string, seq: number, data: Record<string,
 }
 
 /** Commits and expects it to be stored. */
-async function stored (store: Store, commit: Commit): Promise<Base> {
+export async function stored (store: Store, commit: Commit): Promise<Base> {
   const committed = await store.commit(commit)
   if (committed.status !== 'committed') throw new Error(`a commit met version ${committed.row?.version}`)
-  return { born: committed.born, version: committed.version }
+  return { born: committed.born, version: committed.version, token: commit.token }
 }
 
 /** What a reader of a conversation hears, and a way to wait for it. */
@@ -86,7 +88,7 @@ async function listen (t: Test, feed: Feed, conversation: string): Promise<{ hea
 const eventSignals = (signals: Signal[]): StoredEvent[] => signals.flatMap((signal) => signal.kind === 'events' ? signal.events : [])
 
 /** What every store promises (store.ts). One suite for all of them, so that what is shown on the one in memory holds for the others. */
-export function storeConformance (t: Test, { store, feed, presence, keys, leftovers }: Bench): void {
+export function storeConformance (t: Test, { store, feed, presence, keys, leftovers, restarted }: Bench): void {
   const delta = (over: Partial<Delta> = {}): Delta => ({ run_id: 'run', turn: 1, attempt: 1, lane: 'main', offset: 0, byte: 0, text: 'hello', ...over })
 
   /** A conversation whose turn is claimed under `fence`. */
@@ -105,7 +107,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     t.equal(await store.partial(id), null)
     t.equal(await store.append(id, 1, delta()), false)
     t.equal(await store.remove(id), false)
-    t.same(await store.commit(commitOf(id, { born: ulid(), version: 3 })), { status: 'conflict', row: null }, 'and is not made by a commit on a row that is gone')
+    t.same(await store.commit(commitOf(id, { born: ulid(), version: 3, token: ulid() })), { status: 'conflict', row: null }, 'and is not made by a commit on a row that is gone')
   })
 
   t.test('M1: every commit raises the version by one, and the row is what was committed', async (t) => {
@@ -116,7 +118,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
       const next: Base = await stored(store, commitOf(id, base, { state }))
       t.equal(next?.version, version)
       t.equal(next?.born, base?.born ?? next?.born, 'it stays the same row')
-      t.same(await store.load(id), { ...next, state })
+      t.same(await store.load(id), { ...next, epoch: 1, state })
       base = next
     }
   })
@@ -125,7 +127,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     const id = unique('conv')
     const base = await stored(store, commitOf(id, null))
     const state = { ...stateOf(id), seq: 7 }
-    const now: Row = { ...await stored(store, commitOf(id, base, { state })) as NonNullable<Base>, state }
+    const now: Row = { ...await stored(store, commitOf(id, base, { state })) as RowBase, epoch: 1, state }
     const { quiet } = await listen(t, feed, id)
     const run = `run_${ulid()}${partitionSuffix(keys.partitionOf(id))}`
     const much = {
@@ -134,8 +136,9 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     const stale = {
       'an old version': base,
       'no row expected': null,
-      'another row': { born: ulid(), version: now.version },
-      'a version to come': { born: now.born, version: now.version + 1 }
+      'another row': { born: ulid(), version: now.version, token: now.token },
+      'the same version of a time that is lost': { born: now.born, version: now.version, token: ulid() },
+      'a version to come': { born: now.born, version: now.version + 1, token: ulid() }
     }
     for (const [why, old] of Object.entries(stale)) t.same(await store.commit(commitOf(id, old, much)), { status: 'conflict', row: now }, why)
     t.same(await store.load(id), now)
@@ -160,14 +163,14 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     const id = unique('conv')
     const first = commitOf(id, null, { messages: [['"a"']], events: [eventOf(id, 1)] })
     const born = first.token
-    t.same(await store.commit(first), { status: 'committed', born, version: 1 })
-    t.same(await store.commit(first), { status: 'committed', born, version: 1 }, 'the one that made the row')
-    const second = commitOf(id, { born, version: 1 }, { messages: [['"b"']], events: [eventOf(id, 2)], docs: [{ name: 'd', value: '1' }] })
-    t.same(await store.commit(second), { status: 'committed', born, version: 2 })
-    let base: Base = { born, version: 2 }
+    t.same(await store.commit(first), { status: 'committed', born, version: 1, epoch: 1 })
+    t.same(await store.commit(first), { status: 'committed', born, version: 1, epoch: 1 }, 'the one that made the row')
+    const second = commitOf(id, { born, version: 1, token: born }, { messages: [['"b"']], events: [eventOf(id, 2)], docs: [{ name: 'd', value: '1' }] })
+    t.same(await store.commit(second), { status: 'committed', born, version: 2, epoch: 1 })
+    let base: Base = { born, version: 2, token: second.token }
     for (let others = 0; others < 7; others++) {
       base = await stored(store, commitOf(id, base, { docs: [{ name: 'd', value: null }] }))
-      t.same(await store.commit(second), { status: 'committed', born, version: 2 }, `behind ${others + 1} others`)
+      t.same(await store.commit(second), { status: 'committed', born, version: 2, epoch: 1 }, `behind ${others + 1} others`)
     }
     t.same(await store.ledger(id, 0), ['"a"', '"b"'])
     t.same((await store.log(id, 0, 10)).map(({ seq }) => seq), [1, 2])
@@ -214,7 +217,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     let base: Base = null
     for (let from = 0; from < events.length; from += 40) base = await stored(store, commitOf(id, base, { events: events.slice(from, from + 40) }))
     const all = await store.log(id, 0, 1000)
-    t.same(all, events.map((event) => ({ seq: event.seq, type: event.type, run_id: event.run_id ?? null, json: JSON.stringify(event) })))
+    t.same(all, events.map((event) => ({ seq: event.seq, epoch: 1, type: event.type, run_id: event.run_id ?? null, json: JSON.stringify(event) })))
     t.same(await store.log(id, 0, 5), all.slice(0, 5))
     t.same(await store.log(id, 37, 10), all.slice(37, 47))
     t.same(await store.log(id, 118, 10), all.slice(118))
@@ -242,7 +245,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     t.same(await store.ledger(id, 0), [text, `[${text}]`])
     t.equal((await store.log(id, 0, 1))[0]?.json, JSON.stringify(eventOf(id, 1, { extremes, other: `${other}\t2\tx\n3` })))
     const conflict = await store.commit(commitOf(id, null))
-    t.equal(JSON.stringify(conflict.status === 'conflict' && conflict.row), JSON.stringify({ ...base, state }), 'also in the answer to a conflict')
+    t.equal(JSON.stringify(conflict.status === 'conflict' && conflict.row), JSON.stringify({ ...base, epoch: 1, state }), 'also in the answer to a conflict')
     t.equal(await store.load(other), null)
   })
 
@@ -347,13 +350,13 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
 
     await store.postpone(late.id, late.base, 4000)
     t.same((await store.takeDue(4000, 9000, 64)).sort(), [later.id, late.id].sort())
-    await store.postpone(never, { born: 'x', version: 1 }, 1)
+    await store.postpone(never, { born: 'x', token: 'x' }, 1)
     const moved = await stored(store, commitOf(late.id, late.base, { due: 5000 }))
     await store.postpone(late.id, late.base, 100_000)
     t.same(await store.takeDue(5000, 9000, 64), [late.id], 'a commit knows better than who looked before it')
     await stored(store, commitOf(late.id, moved))
     await stored(store, commitOf(early.id, early.base))
-    await store.postpone(early.id, { ...early.base, version: 2 }, 1)
+    await store.postpone(early.id, { ...early.base, token: ulid() }, 1)
     t.same(await store.takeDue(100_000, 200_000, 64), [later.id], 'what is over is not due, and is not made due again')
     await store.remove(later.id)
     t.same(await store.takeDue(1e15, 1e15, 64), [])
@@ -543,5 +546,32 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     offs[0]?.()
     offs[2]?.()
     t.same(seqs(), [[1, 2], [1], [1, 2]])
+  })
+
+  // Last: what stands above is of the first epoch.
+  t.test('I4b F61: a new history begins a new epoch, for reads before the first write and for everything that is new', async (t) => {
+    const [id, idle] = [unique('conv'), unique('conv')]
+    const run = `run_${ulid()}${partitionSuffix(keys.partitionOf(id))}`
+    const base = await stored(store, commitOf(id, null, { events: [eventOf(id, 1), eventOf(id, 2)], created: [run] }))
+    await stored(store, commitOf(idle, null, { events: [eventOf(idle, 1)] }))
+    t.equal((await store.load(id))?.epoch, 1)
+    await restarted()
+    const second = (await store.load(id))?.epoch as number
+    t.ok(second > 1)
+    t.equal((await store.load(id))?.epoch, second, 'and stays')
+    const { quiet } = await listen(t, feed, id)
+    const committed = await store.commit(commitOf(id, base, { token: 'c'.repeat(26), events: [eventOf(id, 3)] }))
+    t.same(committed, { status: 'committed', born: base?.born, version: 2, epoch: second }, 'what was read is what is written in')
+    t.same((await store.log(id, 0, 10)).map(({ seq, epoch }) => [seq, epoch]), [[1, 1], [2, 1], [3, second]])
+    t.same((await store.log(id, 2, 10)).map(({ seq }) => seq), [3])
+    t.same(eventSignals(await quiet(1, 'events')), (await store.log(id, 2, 10)), 'readers are told in which')
+    t.match(await store.commit(commitOf(id, base)), { status: 'conflict', row: { token: 'c'.repeat(26), epoch: second } })
+    await restarted()
+    const third = await store.commit(commitOf(id, { born: base?.born as string, version: 2, token: 'c'.repeat(26) }, { events: [eventOf(id, 4)] }))
+    t.ok(third.status === 'committed' && third.epoch > second, 'also where the write comes before any read')
+    t.same((await store.log(id, 3, 10)).map(({ seq }) => seq), [4])
+    for (const each of [id, idle]) await store.remove(each)
+    const again = await store.commit(commitOf(idle, null, { events: [eventOf(idle, 1)] }))
+    t.ok(again.status === 'committed' && again.epoch > 1, 'what is made anew as well')
   })
 }

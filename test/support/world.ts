@@ -30,8 +30,8 @@ export interface World {
 
 export interface StoryOptions {
   env?: Env
-  /** A Redis server of its own, to be killed. Default: a prefix of its own on the one all tests share. */
-  ownRedis?: boolean
+  /** A Redis server of its own, to be killed; perhaps with settings. Default: a prefix of its own on the one all tests share. */
+  ownRedis?: boolean | { args?: string[], tcp?: boolean }
   /** What cannot be asked of this test: see `Exception`. */
   except?: Exception[]
 }
@@ -56,7 +56,7 @@ export function story (title: string, tell: (t: Test, world: World) => Promise<v
 }
 
 async function openWorld (t: Test, { env: settings, ownRedis = false, except = [] }: StoryOptions): Promise<{ world: World, conclude: () => Promise<void> }> {
-  const server = ownRedis ? await privateRedis(t) : null
+  const server = ownRedis === false ? null : await privateRedis(t, ownRedis === true ? {} : ownRedis)
   const redis = server === null ? await testRedis(t) : { url: server.url, prefix: 'own' }
   const model = await startModelServer()
   const tools = await startToolServer()

@@ -4,42 +4,46 @@
 
   KEYS[1] row        hash: born, version, state, fence, seq, tokens
   KEYS[2] messages   list, the ledger, append-only
-  KEYS[3] events     stream, entry ids are "<seq>-0"
+  KEYS[3] events     stream, entry ids are "<seq>-<epoch - 1>"
   KEYS[4] docs       hash, texts beside the row
   KEYS[5] partial    string, text of the running turn; it goes with the fence it was written under
   KEYS[6] due        sorted set of the partition, conversation by time
   KEYS[7] runs       sorted set of tenant and partition, "<run id>:<conversation>"
+  KEYS[8] epoch      hash of the partition, see epoch.lua
 
   ARGV[1]  born of the expected row, "" when there must be none
   ARGV[2]  version of the expected row
-  ARGV[3]  token of this commit
-  ARGV[4]  state as JSON, opaque here
-  ARGV[5]  fence whose deltas are welcome, "0" for none
-  ARGV[6]  due time, "" for none
-  ARGV[7]  conversation id
-  ARGV[8]  channel for its readers
-  ARGV[9]  how many of each follow, in this order: texts to put (name, value), messages (number of pieces, then each piece: "=" and
+  ARGV[3]  token of the commit that made it; versions can repeat when Redis has lost some
+  ARGV[4]  token of this commit
+  ARGV[5]  state as JSON, opaque here
+  ARGV[6]  fence whose deltas are welcome, "0" for none
+  ARGV[7]  due time, "" for none
+  ARGV[8]  conversation id
+  ARGV[9]  channel for its readers
+  ARGV[10] how many of each follow, in this order: texts to put (name, value), messages (number of pieces, then each piece: "=" and
            the literal, or "@" and the name of a text), texts to drop, runs for the index, events (seq, type, run id, JSON);
            five numbers separated by spaces
-  ARGV[10] length to cut the ledger back to before messages are appended, "" to leave it
+  ARGV[11] length to cut the ledger back to before messages are appended, "" to leave it
+  ARGV[12] newest epoch the caller knows of
 
-  Returns { 1, version }                  committed now
-          { 2, version }                  committed before: this token is known, its reply was lost
-          { 0, born, version, state }     someone else was first; decide again on this
-          { 0 }                           there is no such row
+  Returns { 1, epoch, version }                        committed now
+          { 2, epoch, version }                        committed before: this token is known, its reply was lost
+          { 0, epoch, born, version, tokens, state }   someone else was first; decide again on this
+          { 0, epoch }                                 there is no such row
 ]]
 local row = redis.call('HMGET', KEYS[1], 'born', 'version', 'tokens', 'state', 'fence')
 local born, version, tokens = row[1] or '', row[2] or '0', row[3] or ''
+local epoch = epoch_of(KEYS[8], ARGV[12])
 
-if tokens ~= '' and string.find(tokens, ARGV[3], 1, true) then
-  return { 2, tonumber(ARGV[2]) + 1 }
+if tokens ~= '' and string.find(tokens, ARGV[4], 1, true) then
+  return { 2, epoch, tonumber(ARGV[2]) + 1 }
 end
-if born ~= ARGV[1] or (born ~= '' and version ~= ARGV[2]) then
-  if born == '' then return { 0 } end
-  return { 0, born, version, row[4] }
+if born ~= ARGV[1] or string.match(tokens, '^%S*') ~= ARGV[3] then
+  if born == '' then return { 0, epoch } end
+  return { 0, epoch, born, version, tokens, row[4] }
 end
 
-local cursor = 11
+local cursor = 13
 local function take ()
   local value = ARGV[cursor]
   cursor = cursor + 1
@@ -47,17 +51,17 @@ local function take ()
 end
 
 local counts = {}
-for count in string.gmatch(ARGV[9], '%d+') do counts[#counts + 1] = tonumber(count) end
+for count in string.gmatch(ARGV[10], '%d+') do counts[#counts + 1] = tonumber(count) end
 
 for _ = 1, counts[1] do
   local name = take()
   redis.call('HSET', KEYS[4], name, take())
 end
 
-if ARGV[10] == '0' then
+if ARGV[11] == '0' then
   redis.call('DEL', KEYS[2])
-elseif ARGV[10] ~= '' then
-  redis.call('LTRIM', KEYS[2], 0, ARGV[10] - 1)
+elseif ARGV[11] ~= '' then
+  redis.call('LTRIM', KEYS[2], 0, ARGV[11] - 1)
 end
 
 for _ = 1, counts[2] do
@@ -79,34 +83,35 @@ for _ = 1, counts[3] do
 end
 
 for _ = 1, counts[4] do
-  redis.call('ZADD', KEYS[7], 0, take() .. ':' .. ARGV[7])
+  redis.call('ZADD', KEYS[7], 0, take() .. ':' .. ARGV[8])
 end
 
 local seq
 local published = {}
+local part = string.format('-%.0f', epoch - 1)
 for _ = 1, counts[5] do
   seq = take()
   local kind, run, json = take(), take(), take()
-  redis.call('XADD', KEYS[3], seq .. '-0', 't', kind, 'r', run, 'd', json)
-  published[#published + 1] = seq .. '\t' .. kind .. '\t' .. run .. '\t' .. json
+  redis.call('XADD', KEYS[3], seq .. part, 't', kind, 'r', run, 'd', json)
+  published[#published + 1] = seq .. part .. '\t' .. kind .. '\t' .. run .. '\t' .. json
 end
 
 if born == '' then
-  born = ARGV[3]
+  born = ARGV[4]
   redis.call('HSET', KEYS[1], 'born', born)
 end
 version = string.format('%d', tonumber(version) + 1)
 -- The last eight tokens: more commits than one process has under way for one conversation when a reply is lost.
-tokens = string.sub(ARGV[3] .. ' ' .. tokens, 1, 8 * (#ARGV[3] + 1))
-redis.call('HSET', KEYS[1], 'version', version, 'state', ARGV[4], 'fence', ARGV[5], 'tokens', tokens)
+tokens = string.sub(ARGV[4] .. ' ' .. tokens, 1, 8 * (#ARGV[4] + 1))
+redis.call('HSET', KEYS[1], 'version', version, 'state', ARGV[5], 'fence', ARGV[6], 'tokens', tokens)
 if seq then redis.call('HSET', KEYS[1], 'seq', seq) end
-if row[5] and row[5] ~= ARGV[5] then redis.call('DEL', KEYS[5]) end
+if row[5] and row[5] ~= ARGV[6] then redis.call('DEL', KEYS[5]) end
 
-if ARGV[6] == '' then
-  redis.call('ZREM', KEYS[6], ARGV[7])
+if ARGV[7] == '' then
+  redis.call('ZREM', KEYS[6], ARGV[8])
 else
-  redis.call('ZADD', KEYS[6], ARGV[6], ARGV[7])
+  redis.call('ZADD', KEYS[6], ARGV[7], ARGV[8])
 end
 
-if seq then redis.call('PUBLISH', ARGV[8], 'e' .. table.concat(published, '\n')) end
-return { 1, tonumber(version) }
+if seq then redis.call('PUBLISH', ARGV[9], 'e' .. table.concat(published, '\n')) end
+return { 1, epoch, tonumber(version) }

@@ -17,7 +17,8 @@ interface Bug { bug: string, find: string, put: string }
 const BUGS: Bug[] = [
   // Turns and fences
   { bug: 'an old fence may still write', find: ' || run.phase.fence !== fence) return null', put: ') return null' },
-  { bug: 'a turn is claimed without a new fence', find: 'phase.fence = ++state.fence', put: 'phase.fence = state.fence' },
+  { bug: 'a fence is only the next number', find: 'Math.max(draft.state.fence + 1, draft.now)', put: 'draft.state.fence + 1' },
+  { bug: 'a turn is claimed without a new fence', find: 'phase.fence = nextFence(draft)', put: 'phase.fence = state.fence' },
   { bug: 'a claimed turn is claimed again', find: 'if (phase.worker !== null || phase.ready_at > now) return false', put: 'if (phase.ready_at > now) return false' },
   { bug: 'a retry does not wait', find: 'if (phase.worker !== null || phase.ready_at > now) return false', put: 'if (phase.worker !== null) return false' },
   { bug: 'a turn that is put back stays with its worker', find: 'Object.assign(phase, { worker: null, fence: 0, ready_at', put: 'Object.assign(phase, { ready_at' },
@@ -61,7 +62,7 @@ const BUGS: Bug[] = [
   { bug: 'a cancelled run does not say that its turn was', find: 'if (stopped && phase.attempt > 0) {', put: 'if (stopped && phase.attempt > 9) {' },
   { bug: 'cancelled calls stay in the ledger', find: 'call.status === \'cancelled\' ? leavesTombstone(run, call) : keepCompleted', put: 'call.status === \'cancelled\' || keepCompleted' },
   { bug: 'results that came before a cancellation are lost', find: 'closeEarly(draft, run, phase, why, null, true)', put: 'closeEarly(draft, run, phase, why, null, false)' },
-  { bug: 'a run that ends stays active', find: '  state.run = null\n  state.fence++', put: '  state.fence++' },
+  { bug: 'a run that ends stays active', find: '  state.run = null\n  nextFence(draft)', put: '  nextFence(draft)' },
   { bug: 'a cancelled run keeps its place in the queue', find: '  state.queue = state.queue.filter((one) => one.id !== run.id)\n', put: '' },
 
   // Runs that wait
