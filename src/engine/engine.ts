@@ -210,6 +210,9 @@ export function createEngine (deps: EngineDeps): Engine {
       begin(conversation, 'calls', work, async (finished) => {
         const [args, prepared] = await Promise.all([reading, spec(conversation, run.id)])
         if (prepared === null) return
+        // They are gone with their conversation: whoever deleted it does not want this run, least of all without arguments.
+        const given = known.get(call_id) ?? args.get(call_id)
+        if (given === undefined) return
         const tool = prepared.tools.get(state.name)
         if (tool === undefined) throw new Error(`call ${call_id} names an unknown tool`)
         const orphan = (output: unknown, timedOut: boolean) => {
@@ -221,7 +224,7 @@ export function createEngine (deps: EngineDeps): Engine {
         }
         const command = await performCall(deps, {
           tenant: row.state.tenant, conversation, run_id: run.id, turn: phase.turn, call_id, attempt,
-          tool, arguments: known.get(call_id) ?? args.get(call_id) ?? {},
+          tool, arguments: given,
           changed: !known.has(call_id), timeout_ms: state.rules.timeout_ms, max_chars: run.limits.max_result_chars, signal: work.abort.signal
         }, {
           progress: (data) => {
@@ -238,11 +241,13 @@ export function createEngine (deps: EngineDeps): Engine {
     }
   }
 
+  /** What calls are run with. Those that are not there any more are left out. */
   async function readArguments (from: Reads, conversation: string, callIds: string[]): Promise<Map<string, Record<string, unknown>>> {
     const stored = await from.docs(conversation, callIds.flatMap((id) => [docNames.arguments(id), docNames.call(id)]))
-    return new Map(callIds.map((id, i) => {
+    return new Map(callIds.flatMap((id, i): [string, Record<string, unknown>][] => {
       const [own, written] = stored.slice(2 * i)
-      return [id, own != null ? JSON.parse(own) : (JSON.parse(written ?? '{}') as { arguments?: Record<string, unknown> }).arguments ?? {}]
+      if (own != null) return [[id, JSON.parse(own) as Record<string, unknown>]]
+      return written == null ? [] : [[id, (JSON.parse(written) as { arguments?: Record<string, unknown> }).arguments ?? {}]]
     }))
   }
 

@@ -53,16 +53,19 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
     const { args } = call.starts.find((start) => start.seq === seq) as { args: unknown }
     if (!same(args, filled(call)) && !edits(call).some((one) => same(one, args))) blame(`E12 ${call.id} starts with ${JSON.stringify(args)}`)
     const before = batch.inOrder.slice(0, call.rank)
-    const rival = before.find((one) => !isSettled(one, seq) && conflicts(one, call)) ?? [...running].find((one) => conflicts(one, call))
+    const rival = before.find((one) => !isSettled(one, seq) && conflicts(one, call, seq, false)) ?? [...running].find((one) => conflicts(one, call, seq, false))
     if (rival !== undefined) blame(`D12 ${call.id} (${call.name}) starts beside ${rival.id} (${rival.name})`)
-    const sure = [...running].filter(({ facts }) => facts.retry === undefined)
+    const sure = [...running].filter((one) => one !== call && one.facts.retry === undefined)
     const room = policy.parallel === false ? 1 : limits.max_tool_concurrency ?? 16
-    if (call.facts.client === undefined && sure.length >= room && !running.has(call)) blame(`E4 ${call.id} starts as one of ${sure.length + 1}, and ${room} may run`)
+    if (call.facts.client === undefined && sure.length >= room) blame(`E4 ${call.id} starts as one of ${sure.length + 1}, and ${room} may run`)
     const alike = sure.filter(({ name }) => name === call.name).length
     if (alike >= (call.facts.max_concurrency ?? Infinity)) blame(`E14 ${call.id} starts beside ${alike} of ${call.name}`)
     if (policy.parallel === false && call.facts.client === undefined) {
       // Which of those that wait, for people or for their next try, others may pass is not judged here.
-      const earlier = before.find((one) => !isSettled(one, seq) && !waitsForPeople(one) && !isDoomed(one) && one.facts.retry === undefined)
+      const earlier = before.find((one, i) => {
+        const waits = waitsForPeople(one) || isDoomed(one) || one.facts.retry !== undefined
+        return !isSettled(one, seq) && !waits && !before.slice(0, i).some((other) => !isSettled(other, seq) && conflicts(other, one, seq, true))
+      })
       if (earlier !== undefined) blame(`E4 ${call.id} starts before ${earlier.id} although calls go one by one`)
     }
     if (call.facts.max_calls !== undefined && call.starts[0]?.seq === seq) {
@@ -99,7 +102,7 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
       }
       // Its place under a rate limit only the store knows.
       if (call.fault !== null || call.facts.rate_limit !== undefined || call.after.some((one) => !isSettled(one, seq))) continue
-      if (inOrder.slice(0, i).some((one) => !isSettled(one, seq) && conflicts(one, call))) continue
+      if (inOrder.some((one, j) => !isSettled(one, seq) && (j < i || isBegun(one, seq)) && conflicts(one, call, seq, true))) continue
       const alike = [...running].filter(({ name }) => name === call.name).length
       if (alike >= (call.facts.max_concurrency ?? Infinity)) continue
       blame(`E1 ${call.id} (${call.name}) waits without a reason behind event ${seq}`)
@@ -158,15 +161,27 @@ export const isGated = ({ facts, fault }: Called): boolean => fault === null && 
 /** It waits for people, or for what waits for them. */
 const waitsForPeople = (call: Called): boolean => call.fault === null && (isGated(call) || call.after.some(waitsForPeople))
 
-/** It cannot be run, or what it refers to gave nothing. */
-const isDoomed = (call: Called): boolean => call.fault !== null || call.after.some((one) => isDoomed(one) || (one.settled !== null && one.settled.type !== 'tool.completed'))
+/** It cannot be run, or what it refers to gave nothing, or not what it needs. */
+const isDoomed = (call: Called): boolean => {
+  const given = call.after.every(({ settled }) => settled?.type === 'tool.completed')
+  return call.fault !== null || (given && filled(call) === null) || call.after.some((one) => isDoomed(one) || (one.settled !== null && one.settled.type !== 'tool.completed'))
+}
 
-/** Two calls that must not be under way at once. */
-function conflicts (a: Called, b: Called): boolean {
+/**
+ * Two calls that must not be under way at once, as things stand behind an event. What an approved call holds, an edit may have changed, and nobody
+ * outside knows it before it starts: `perhaps` says what then counts.
+ */
+function conflicts (a: Called, b: Called, seq: number, perhaps: boolean): boolean {
   if (a === b) return false
   if (a.facts.exclusive === true || b.facts.exclusive === true) return true
   if (a.facts.resources === undefined || b.facts.resources === undefined) return false
   if (a.facts.effects === 'read' && b.facts.effects === 'read') return false
-  const box = (call: Called) => call.starts.at(-1)?.args.box ?? call.written.box
-  return String(box(a)) === String(box(b)) || box(a) === undefined || box(b) === undefined
+  const pairs = boxes(a, seq).flatMap((one) => boxes(b, seq).map((other) => one === undefined || other === undefined || String(one) === String(other)))
+  return perhaps ? pairs.includes(true) : !pairs.includes(false)
+}
+
+/** The boxes a call may hold. */
+function boxes (call: Called, seq: number): unknown[] {
+  const start = call.starts.findLast((one) => one.seq <= seq)
+  return start !== undefined ? [start.args.box] : [call.written.box, ...edits(call).map(({ box }) => box)]
 }

@@ -17,7 +17,7 @@ export interface PeopleOptions {
   ask: (conversation: string, runId: string, answer: Answer, after: number) => void
 }
 
-interface Asked { call_id: string, kind: 'approval' | 'client_tool' }
+interface Asked { call_id: string, name: string, kind: 'approval' | 'client_tool' }
 
 /** How often somebody looks, once all is calm, whether a run still waits. Milliseconds. */
 const DUTY_MS = 300
@@ -87,7 +87,8 @@ export function createPeople ({ seed, timeline, calmFrom, ask }: PeopleOptions):
     if (kind === 0) ask(conversation, run, { do: 'decide', body: { suspension_id: `${suspension}9`, decisions: [approve(one.call_id)] }, wrong: true }, after)
     if (kind === 1) ask(conversation, run, { do: 'decide', body: { suspension_id: suspension, decisions: [approve(one.call_id), approve(unknown)] }, wrong: true }, after)
     if (kind === 2) ask(conversation, run, { do: 'outputs', body: { outputs: [{ call_id: one.call_id, output: 'not asked' }, { call_id: unknown, output: 'unknown' }] }, wrong: true }, after)
-    if (kind === 3) {
+    // What a person has approved may be the client's business a moment later.
+    if (kind === 3 && one.name !== 'seal') {
       const answer: Answer = one.kind === 'client_tool'
         ? { do: 'decide', body: { suspension_id: suspension, decisions: [approve(one.call_id)] }, wrong: true }
         : { do: 'outputs', body: { outputs: [{ call_id: one.call_id, output: 'forged' }] }, wrong: true }

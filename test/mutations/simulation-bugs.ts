@@ -1,15 +1,5 @@
-/**
- * `npx tsx test/simulation/mutations.ts [part of a bug's name]`: shows that the judge can fail. Plants one bug at a time into a copy of
- * the product and lets seeds happen until the judge finds it. Ends with 1 when a bug goes unnoticed, or cannot be planted any more.
- */
-import { spawn } from 'node:child_process'
-import { cp, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-
-interface Bug { bug: string, file: string, find: string, put: string }
-
-const BUGS: Bug[] = [
+/** Bugs in the product that the judge of the simulation must find: `file` below src, a text that stands there once, and what it becomes. */
+export const SIMULATION_BUGS: { bug: string, file: string, find: string, put: string }[] = [
   // What is stored
   { bug: 'no fence check', file: 'core/transition', find: ' || run.phase.fence !== fence) return null', put: ') return null' },
   { bug: 'no fence check for streamed text', file: 'store/memory-store', find: ' || found.fence !== fence) return false', put: ') return false' },
@@ -47,43 +37,3 @@ const BUGS: Bug[] = [
   { bug: 'a retry does not wait as long as it was told to', file: 'engine/turn', find: 'Math.max(error.retryAfterMs ?? 0, backoff(phase.tries, deps.random()))', put: 'backoff(1, deps.random()) / 10' },
   { bug: 'streamed text has the wrong place', file: 'engine/deltas', find: 'offset: from.offset + text.length,', put: 'offset: from.offset + text.length + 1,' }
 ]
-
-const SEEDS = 4000
-const root = join(import.meta.dirname, '../..')
-
-async function hunt ({ file, find, put }: Bug): Promise<string> {
-  const folder = await mkdtemp(join(tmpdir(), 'interlock-simulation-'))
-  try {
-    await cp(join(root, 'src'), join(folder, 'src'), { recursive: true })
-    for (const part of ['simulation', 'support']) await cp(join(root, 'test', part), join(folder, 'test', part), { recursive: true })
-    for (const name of ['package.json', 'tsconfig.json']) await cp(join(root, name), join(folder, name))
-    await symlink(join(root, 'node_modules'), join(folder, 'node_modules'))
-    const path = join(folder, 'src', `${file}.ts`)
-    const source = await readFile(path, 'utf8')
-    if (source.split(find).length !== 2) return `CANNOT BE PLANTED: "${find.slice(0, 60)}" is in ${file} ${source.split(find).length - 1} times`
-    await writeFile(path, source.replace(find, () => put))
-    return await search(folder)
-  } finally {
-    await rm(folder, { recursive: true, force: true })
-  }
-}
-
-/** What the judge says of the first seed that fails; `MISSED` when none does. */
-function search (folder: string): Promise<string> {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'test/simulation/simulate.ts', '--seeds', `${SEEDS}`, '--brief'], { cwd: folder })
-  let out = ''
-  child.stdout.on('data', (data: Buffer) => { out += data.toString() })
-  child.stderr.on('data', (data: Buffer) => { out += data.toString() })
-  return new Promise((resolve) => {
-    child.on('close', (code) => resolve(code === 0 ? 'MISSED' : /^seed \d+: .*$/m.exec(out)?.[0] ?? `BROKEN: ${out.slice(0, 300)}`))
-  })
-}
-
-const only = process.argv[2] ?? ''
-let failed = 0
-for (const bug of BUGS.filter((one) => one.bug.includes(only))) {
-  const said = await hunt(bug)
-  if (!said.startsWith('seed')) failed++
-  process.stdout.write(`${bug.bug}\n    ${said.slice(0, 200)}\n`)
-}
-process.exitCode = failed > 0 ? 1 : 0
