@@ -56,7 +56,10 @@ function inOrder (phase: BatchPhase): CallState[] {
   return [...phase.calls].sort((a, b) => a.rank - b.rank)
 }
 
-/** Whether an unsettled call before the one at `i` stands in its way; or one behind it that is at work already: a person's edit may change what a call holds. */
+/**
+ * Whether an unsettled call before the one at `i` stands in its way; or one behind it that is at work already, since a person's edit may change
+ * what a call holds.
+ */
 function isHeldUp (order: CallState[], i: number): boolean {
   const own = holderOf(order[i] as CallState)
   return order.some((call, j) => j !== i && isOpen(call) && (j < i || call.status === 'running') && conflict(holderOf(call), own))

@@ -258,7 +258,10 @@ export function createEngine (deps: EngineDeps): Engine {
       // Between two commits, what is claimed for us and what is known here agree. If they do not, a claim's start was lost.
       executed.between(conversation, (row) => {
         const lost = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker && !isKnown(conversation, claim))
-        if (lost.length > 0) track(conversation, () => lapse(conversation, lost))
+        if (lost.length === 0) return
+        track(conversation, () => lapse(conversation, lost).catch((error: Error) => {
+          log.warn({ conversation_id: conversation, err: error.message }, 'could not give up a claim that was never begun; the sweep will')
+        }))
       })
       return
     }

@@ -11,6 +11,8 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
   const batches = readBatches(evidence, life)
   const used = new Map<string, number>()
   let open: Batch | null = null
+  /** A final answer that is to end what runs beside it. */
+  let final: Called | null = null
   /** Calls whose time has come: started and not settled, as readers know it. */
   let running = new Set<Called>()
 
@@ -31,12 +33,17 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
       case 'tool.completed': case 'tool.failed': case 'tool.cancelled':
         if (call !== undefined) {
           running.delete(call)
+          if (event.type === 'tool.completed' && call.name === 'final_answer' && open?.policy.on_final_answer === 'cancel') final = call
           if (event.type === 'tool.failed') judgeFault(call, event.error as { code: string })
         }
         break
     }
     // What one commit brings is published at once: behind it, whatever may start has.
     if (times[i + 1] !== times[i] && open !== null) judgeWaiting(open, event.seq)
+    if (times[i + 1] !== times[i] && open !== null && final?.batch === open.id) {
+      blame(`E8 the batch of ${final.id} goes on although that was the final answer`)
+      final = null
+    }
   })
   judgeTries()
 
@@ -63,7 +70,7 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
     if (policy.parallel === false && call.facts.client === undefined) {
       // Which of those that wait, for people or for their next try, others may pass is not judged here.
       const earlier = before.find((one, i) => {
-        const waits = waitsForPeople(one) || isDoomed(one) || one.facts.retry !== undefined
+        const waits = waitsForPeople(one) || isDoomed(one) || one.facts.retry !== undefined || one.facts.max_calls !== undefined
         return !isSettled(one, seq) && !waits && !before.slice(0, i).some((other) => !isSettled(other, seq) && conflicts(other, one, seq, true))
       })
       if (earlier !== undefined) blame(`E4 ${call.id} starts before ${earlier.id} although calls go one by one`)

@@ -73,6 +73,9 @@ function judgeCalls (evidence: Evidence, wrong: string[]): void {
     if (before !== undefined && endOf(before, deaths) > call.start && !before.machine.disturbedSince(before.start - LEASE_MS)) {
       wrong.push(`I2 LLM calls ${before.request.request_id} (of ${before.machine.name}) and ${id} (of ${call.machine.name}) overlap`)
     }
+    const lease = evidence.grants.findLast((one) => one.conversation === conversation && one.machine === call.machine && one.from <= call.start)
+    const without = endOf(call, deaths) - (lease?.until ?? 0)
+    if (conversation !== '' && without > 30 && !call.machine.pausedSince(call.start - LEASE_MS)) wrong.push(`I2 LLM call ${id} went on for ${Math.round(without)} ms without a lease`)
     if (before === undefined || endOf(call, deaths) > endOf(before, deaths)) last.set(conversation, call)
   }
 

@@ -12,7 +12,7 @@ import { createMemoryLimiter } from '../../src/store/memory-limiter.js'
 import { createMemoryStore } from '../../src/store/memory-store.js'
 import type { Delta, Feed, Presence, Signal, Store, StoredEvent, WorkerNote } from '../../src/store/store.js'
 import { makeFaults, type Fault } from './faults.js'
-import { createLeases, type LockTable } from './leases.js'
+import { createLeases, type Grant, type LockTable } from './leases.js'
 import { createMachine, type Controls, type Fortune, type Host, type Machine } from './machine.js'
 import { createProvider, type LlmCall } from './provider.js'
 import { createQueue } from './queue.js'
@@ -61,6 +61,7 @@ export interface Evidence {
   requests: Request[]
   llmCalls: LlmCall[]
   executions: Execution[]
+  grants: Grant[]
   /** When a process was killed, by its name. */
   deaths: Map<string, number>
   /** What the product itself called an error. */
@@ -94,6 +95,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
   const memory = createMemoryStore(keys)
   memory.clock.now = () => timeline.now()
   const locks: LockTable = new Map()
+  const grants: Grant[] = []
   const chance = createRandom(seed, 'chance')
   const calm = () => timeline.now() >= calmFrom
   const queue = createQueue(timeline, createRandom(seed, 'queue'), STALLED_MS, trace)
@@ -295,7 +297,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
 
     let engine: Engine | null = null
     if (role !== 'api') {
-      const leases = createLeases(machine, timeline, locks, LEASE_MS)
+      const leases = createLeases(machine, timeline, locks, LEASE_MS, grants)
       engine = createEngine({ ...shared, presence, leases, limiter, model: provider.modelOf(machine), random: chance.next })
     }
     const executed: Executed = engine ?? createExecute(shared, null)
@@ -396,7 +398,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
     for (const [conversation, { partial }] of stored) if (partial !== null) leftovers.push(`text of a running turn in ${conversation}`)
   }
   return {
-    seed, faults, struck, workload, lives, requests: users.requests, late: users.late, llmCalls: provider.calls, executions: toolbox.executions, deaths, errors,
+    seed, faults, struck, workload, lives, requests: users.requests, late: users.late, llmCalls: provider.calls, executions: toolbox.executions, grants, deaths, errors,
     orphans, stored, leftovers, stuck,
     happened: timeline.happened()
   }
