@@ -88,13 +88,16 @@ export function inOrder (phase: BatchPhase): CallState[] {
   return [...phase.calls].sort((a, b) => a.rank - b.rank)
 }
 
-/** Whether an unsettled call before the one at `i` stands in its way. */
+/** Whether another unsettled call stands in the way of the one at `i`. */
 const isHeldUp = (order: CallState[], i: number): boolean => inTheWay(order, i).length > 0
 
-/** The unsettled calls before the one at `i` that hold one of its resources in a conflicting way. */
+/**
+ * The unsettled calls that hold a resource of the one at `i` in a conflicting way: those before it, and those behind it that are at work already,
+ * since a person's edit may change what a call holds.
+ */
 export function inTheWay (order: CallState[], i: number): CallState[] {
   const own = holderOf(order[i] as CallState)
-  return order.slice(0, i).filter((call) => isOpen(call) && conflict(holderOf(call), own))
+  return order.filter((call, j) => j !== i && isOpen(call) && (j < i || isBusy(call)) && conflict(holderOf(call), own))
 }
 
 function holderOf ({ rules, holds }: CallState): Holder {

@@ -231,6 +231,9 @@ export function createEngine (deps: EngineDeps): Engine {
       begin(conversation, 'calls', work, async (finished) => {
         const [args, prepared] = await Promise.all([reading, spec(conversation, run.id)])
         if (prepared === null) return
+        // They are gone with their conversation: whoever deleted it does not want this run, least of all without arguments.
+        const given = known.get(call_id) ?? args.get(call_id)
+        if (given === undefined) return
         const tool = prepared.tools.get(state.name)
         if (tool === undefined) throw new Error(`call ${call_id} names an unknown tool`)
         let { cause } = state
@@ -256,7 +259,7 @@ export function createEngine (deps: EngineDeps): Engine {
         }
         const command = await performCall(deps, {
           conversation, run_id: run.id, turn: phase.turn, call_id, attempt,
-          tool, arguments: known.get(call_id) ?? args.get(call_id) ?? {},
+          tool, arguments: given,
           changed: !known.has(call_id), timeout_ms: state.rules.timeout_ms, max_chars: run.limits.max_result_chars, signal: work.abort.signal
         }, {
           progress: (data) => {
@@ -283,7 +286,10 @@ export function createEngine (deps: EngineDeps): Engine {
       executed.forget(conversation)
       executed.between(conversation, (row) => {
         const lost = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker && !isKnown(conversation, claim))
-        if (lost.length > 0) track(conversation, () => lapse(conversation, lost))
+        if (lost.length === 0) return
+        track(conversation, () => lapse(conversation, lost).catch((error: Error) => {
+          log.warn({ conversation_id: conversation, err: error.message }, 'could not give up a claim that was never begun; the sweep will')
+        }))
       })
       return
     }

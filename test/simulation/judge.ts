@@ -2,7 +2,9 @@ import type { Message } from '../../src/core/message.js'
 import type { Event } from '../../src/core/event.js'
 import { errorForModel, forModel } from '../../src/engine/tools/output.js'
 import { checkPayload } from '../support/payload.js'
-import { HARMLESS } from './faults.js'
+import { conditionsOf, readBatches, shown } from './calls.js'
+import { judgeOrder } from './judge-order.js'
+import { judgePeople } from './judge-people.js'
 import type { LlmCall } from './provider.js'
 import { mayRepeat, TOOLS, type Execution } from './toolbox.js'
 import type { Request } from './users.js'
@@ -26,7 +28,11 @@ export function judge (evidence: Evidence): string[] {
   for (const left of leftovers) wrong.push(`I20 ${left}`)
   for (const one of evidence.late) wrong.push(`F54 ${one}`)
   judgeCalls(evidence, wrong)
-  for (const life of lives) judgeLife(evidence, life, wrong)
+  for (const life of lives) {
+    judgeLife(evidence, life, wrong)
+    judgeOrder(evidence, life, wrong)
+    judgePeople(evidence, life, wrong)
+  }
   const created = new Map<string, Life[]>()
   for (const life of lives) {
     for (const event of life.events) if (event.type === 'run.created') created.set(event.run_id as string, [...created.get(event.run_id as string) ?? [], life])
@@ -67,6 +73,9 @@ function judgeCalls (evidence: Evidence, wrong: string[]): void {
     if (before !== undefined && endOf(before, deaths) > call.start && !before.machine.disturbedSince(before.start - LEASE_MS)) {
       wrong.push(`I2 LLM calls ${before.request.request_id} (of ${before.machine.name}) and ${id} (of ${call.machine.name}) overlap`)
     }
+    const lease = evidence.grants.findLast((one) => one.conversation === conversation && one.machine === call.machine && one.from <= call.start)
+    const without = endOf(call, deaths) - (lease?.until ?? 0)
+    if (conversation !== '' && without > 30 && !call.machine.pausedSince(call.start - LEASE_MS)) wrong.push(`I2 LLM call ${id} went on for ${Math.round(without)} ms without a lease`)
     if (before === undefined || endOf(call, deaths) > endOf(before, deaths)) last.set(conversation, call)
   }
 
@@ -94,10 +103,13 @@ interface Run {
 
 /** One conversation, from its events: they are replayed into the ledger they must have made. */
 function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
-  const { requests, llmCalls, executions, faults, struck, workload, stored } = evidence
-  const { conversation, times } = life
+  const { requests, llmCalls, executions, stored } = evidence
+  const { conversation, times, told: events } = life
+  const { calm, strict } = conditionsOf(evidence)
   const blame = (what: string) => { wrong.push(`${what} (${conversation})`) }
-  const events = life.events.map(({ json }) => JSON.parse(json) as Event)
+  const asked = new Map([...readBatches(evidence, life).values()].flatMap((one) => one.calls.map((call) => [call.id, shown(call, stored.get(conversation)?.asked)])))
+  /** Some call's arguments cannot be known any more. */
+  const blurred = [...asked.values()].includes(null)
   const runs = new Map<string, Run>()
   const turns = new Map<number, { run: string, started: number, completed: number, over: number, end: number, retries: Event[] }>()
   const messages = new Map<string, { content: string, state: 'waiting' | 'delivered' | 'gone' }>()
@@ -107,8 +119,6 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
   let batch: Batch | null = null
   let current: Run | null = null
 
-  const calm = struck.every(({ kind }) => HARMLESS.has(kind)) && struck.filter((fault) => 'wire' in fault).length < 4
-  const strict = faults.length === 0 && workload.errorRate === 0
   const llmOf = (run: string, turn: number) => llmCalls.filter((call) => call.run_id === run && call.turn === turn)
   for (const line of life.garbled) blame(`I25 ${line}`)
 
@@ -125,7 +135,7 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
     const kept = batch.calls.filter(stays)
     for (const call of batch.calls) if (call.settled === null) blame(`I6 ${call.id} was never settled`)
     if (kept.length > 0) {
-      ledger.push(lineOfCalls(batch.text, kept.map(({ name, args }) => ({ name, args }))))
+      ledger.push(lineOfCalls(batch.text, kept.map(({ id, name, args }) => ({ name, args: asked.get(id) ?? args }))))
       const answers = policy.message_order === 'completion' ? [...kept].sort((a, b) => (a.settled?.seq ?? 0) - (b.settled?.seq ?? 0)) : kept
       for (const call of answers) ledger.push(`tool: ${resultOf(call)}`)
     }
@@ -211,7 +221,7 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
       case 'tool.started':
         if (call === undefined || call.settled !== null) blame(`I6 ${event.call_id} starts, but is over or unknown`)
         else if (event.attempt !== ++call.attempts) blame(`I7 ${event.call_id} starts as attempt ${String(event.attempt)} instead of ${call.attempts}`)
-        if (calm && event.attempt !== 1) blame(`I7 ${event.call_id} changed hands although every worker was well`)
+        if (calm && event.attempt !== 1 && TOOLS[call?.name ?? '']?.retry === undefined) blame(`I7 ${event.call_id} changed hands although every worker was well`)
         break
       case 'tool.completed': case 'tool.failed': case 'tool.cancelled': {
         if (call === undefined || call.settled !== null) {
@@ -230,8 +240,9 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
       case 'message.accepted': {
         const kind = event.edited === true ? 'edit' : 'message'
         const request = requests.find((one) => one.action.do === kind && one.message_id === event.message_id && one.text === event.content)
+        const attached = event.content === undefined || request !== undefined ? undefined : attachment(event)
         if (kind === 'edit' && messages.get(event.message_id as string)?.state === 'waiting') messages.delete(event.message_id as string)
-        if (request === undefined || request.text !== event.content) blame(`I16 message ${String(event.message_id)} was never sent`)
+        if (attached === undefined && request?.text !== event.content) blame(`I16 message ${String(event.message_id)} was never sent`)
         if (messages.has(event.message_id as string)) blame(`I5 message ${String(event.message_id)} was accepted twice`)
         messages.set(event.message_id as string, { content: event.content as string, state: 'waiting' })
         if (event.mode === 'interrupt' && batch !== null && request?.action.do === 'message') (batch as Batch).discarded = request.action.completed === 'discard'
@@ -260,20 +271,30 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
     }
   })
 
+  /** The request that handed a late result to the model with this message. */
+  function attachment (event: Event): Request | undefined {
+    const found = requests.find((one) => one.action.do === 'attach' && one.message_id === event.message_id)
+    const id = found?.action.do === 'attach' ? found.action.call_id : ''
+    const orphans = events.filter((one) => one.type === 'tool.orphaned' && one.call_id === id && one.seq < event.seq)
+    if (!orphans.some(({ output }) => (event.content as string).endsWith(`:\n${forModel(output, 60_000).text}`))) return undefined
+    return found
+  }
+
   function judgeResult (call: Call, event: Event): void {
     const done = executions.filter((one) => one.call_id === call.id)
     const newest = done.find(({ attempt }) => attempt === call.attempts)?.result ?? null
-    if (event.type === 'tool.completed') {
+    // What people and clients have given, judge-people.ts looks at.
+    if (event.type === 'tool.completed' && (done.length > 0 || TOOLS[call.name]?.approval === undefined) && TOOLS[call.name]?.client === undefined) {
       if (newest === null || !('output' in newest) || JSON.stringify(newest.output) !== JSON.stringify(event.output)) blame(`I16 ${call.id} has an output that its tool never gave`)
     } else if (event.type === 'tool.failed') {
       const { code } = event.error as { code: string }
-      if (code === 'tool_error' && (newest === null || !('code' in newest))) blame(`I16 ${call.id} has failed, but its tool has not`)
+      if (code === 'tool_error' && TOOLS[call.name]?.client === undefined && (newest === null || !('code' in newest))) blame(`I16 ${call.id} has failed, but its tool has not`)
       if (code === 'outcome_unknown') {
         if (calm) blame(`I7 nobody knows what became of ${call.id} although every worker was well`)
         if (mayRepeat(call.name) && call.attempts < 5) blame(`I7 ${call.id} may be run again, and was given up`)
       }
-      if (!['tool_error', 'outcome_unknown', 'timeout', 'unknown_tool', 'invalid_arguments'].includes(code)) blame(`${call.id} has failed with ${code}`)
-      if ((code === 'unknown_tool' || code === 'invalid_arguments') && done.length > 0) blame(`I7 ${call.id} was run although it could not`)
+      if (!FAILURES.has(code)) blame(`${call.id} has failed with ${code}`)
+      if (NEVER_RUN.has(code) && done.length > 0) blame(`I7 ${call.id} was run although it could not`)
     }
   }
 
@@ -285,13 +306,52 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
     if (usage.llm_calls < used.length) blame(`I26 ${run.id} counts ${usage.llm_calls} LLM calls of ${used.length}`)
     const undisturbed = strict && event.type === 'run.completed' && [...turns.values()].every((turn) => turn.run !== run.id || turn.completed === 1)
     if (undisturbed && usage.total_tokens !== known) blame(`I26 ${run.id} has used ${usage.total_tokens} tokens, the LLM says ${known}`)
-    if (event.type === 'run.completed') {
+    judgeLimits(run, event)
+    const closed = events.findLast((one) => one.type === 'batch.completed' && one.run_id === run.id && one.seq < event.seq)
+    const final = event.type !== 'run.completed' || closed?.turn !== turns.size ? undefined : finalAnswer(closed.batch_id as string)
+    if (final !== undefined) {
+      if (JSON.stringify(final.output) !== JSON.stringify(event.output)) blame(`E8 ${run.id} has another output than its final answer`)
+    } else if (event.type === 'run.completed') {
       const last = events.filter((one) => one.type === 'turn.completed' && one.run_id === run.id && one.seq < event.seq).at(-1)
       if (last === undefined || last.text !== event.output) blame(`I27 ${run.id} has another output than its last turn`)
     }
     const { code } = (event.error ?? { code: '' }) as { code: string }
     if (event.type === 'run.failed' && !/^(provider_|refusal|content_filter|tool_failed|worker_lost)/.test(code)) blame(`${run.id} failed with ${code}`)
     if (code === 'worker_lost' && calm) blame(`I1b ${run.id} was given up although every worker was well`)
+  }
+
+  /** The first successful final answer of a batch, in request order. */
+  function finalAnswer (batchId: string): Event | undefined {
+    const started = events.find((one) => one.type === 'batch.started' && one.batch_id === batchId)
+    const done = (started?.calls as { call_id: string, name: string }[]).filter(({ name }) => name === 'final_answer').map(({ call_id: id }) => calls.get(id)?.settled)
+    return done.find((settled) => settled?.type === 'tool.completed') ?? undefined
+  }
+
+  /** A run that ends early has reached what it says it has. */
+  function judgeLimits (run: Run, event: Event): void {
+    const limits = run.request?.action.do === 'run' ? run.request.action.limits : {}
+    const answers = events.filter((one) => one.type === 'turn.completed' && one.run_id === run.id).length
+    const { total_tokens: tokens } = event.usage as { total_tokens: number }
+    switch (event.stop_reason) {
+      case 'max_turns': if (answers !== limits.max_turns) blame(`E5 ${run.id} ends after ${answers} turns, not ${limits.max_turns}`); break
+      case 'max_total_tokens': if (tokens < (limits.max_total_tokens ?? Infinity)) blame(`E5 ${run.id} ends after ${tokens} tokens`); break
+      case 'run_timeout': {
+        const lasted = workedFor(run, event.seq)
+        if (lasted < (limits.run_timeout_ms ?? Infinity) - 2 * MAX_SKEW_MS - 5) blame(`E5 ${run.id} ends after ${lasted} ms as if its time were over`)
+      }
+    }
+    if (answers > (limits.max_turns ?? Infinity)) blame(`E5 ${run.id} had ${answers} turns`)
+  }
+
+  /** How long a run has lasted, without the time in which it waited for somebody. Milliseconds, as the processes' clocks have it. */
+  function workedFor (run: Run, until: number): number {
+    const own = events.filter((one) => one.run_id === run.id && one.seq <= until)
+    const at = (event: Event | undefined) => Date.parse(event?.time ?? '')
+    const started = at(own.find((one) => one.type === 'run.started'))
+    const waited = own.filter((one) => one.type === 'suspension.resolved').reduce((sum, one) => {
+      return sum + at(one) - at(own.find((other) => other.type === 'suspension.created' && other.suspension_id === one.suspension_id))
+    }, 0)
+    return at(own.at(-1)) - started - waited
   }
 
   // --- Turns and what the LLM was sent ---------------------------------------------------------------------------------------------
@@ -310,7 +370,7 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
       if (one.seq >= turn.end) return
       // Input of a run that was cancelled before it began may have entered the ledger, or not.
       const sent = linesOf(one).filter((line) => !unstarted.has(line))
-      if (sent.join('\n') !== wanted.join('\n')) blame(`I3b turn ${number} sent\n    ${sent.join('\n    ')}\n  instead of\n    ${wanted.join('\n    ')}`)
+      if (!blurred && sent.join('\n') !== wanted.join('\n')) blame(`I3b turn ${number} sent\n    ${sent.join('\n    ')}\n  instead of\n    ${wanted.join('\n    ')}`)
       const before = asked[i - 1]
       // Unless nobody heard of the error, because its worker was lost with it.
       const heard = turn.retries.some((event) => event.attempt === one.attempt && event.reason === before?.error?.code)
@@ -374,10 +434,14 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
   if (JSON.stringify(kept.log) !== JSON.stringify(life.events)) blame('I4 the log is not what its readers were told')
   if (evidence.stuck !== null) return
   const actual = kept.ledger.map((json) => lineOf(JSON.parse(json) as Message | null)).filter((line) => !unstarted.has(line))
-  if (actual.join('\n') !== ledger.join('\n')) blame(`I27 the ledger is\n    ${actual.join('\n    ')}\n  instead of\n    ${ledger.join('\n    ')}`)
+  if (!blurred && actual.join('\n') !== ledger.join('\n')) blame(`I27 the ledger is\n    ${actual.join('\n    ')}\n  instead of\n    ${ledger.join('\n    ')}`)
   const ids = kept.ledger.map((json) => (JSON.parse(json) as Message | null)?.id)
   if (new Set(ids).size !== ids.length) blame('I5 a message is in the ledger twice')
 }
+
+/** Why a call may fail, and those of them for which it cannot have been run. */
+const FAILURES = new Set(['tool_error', 'outcome_unknown', 'timeout', 'unknown_tool', 'invalid_arguments', 'rejected', 'max_calls', 'dependency_failed'])
+const NEVER_RUN = new Set(['unknown_tool', 'invalid_arguments', 'rejected', 'max_calls', 'dependency_failed'])
 
 const CANCELLED = 'this call was cancelled before it gave a result; what it had started may have taken effect'
 

@@ -5,8 +5,11 @@ import type { Timeline } from './timeline.js'
 /** What stands at the lock server: who holds a conversation, and until when. */
 export type LockTable = Map<string, { token: string, until: number }>
 
+/** What the lock server granted to whom, and until when it stood. */
+export interface Grant { conversation: string, machine: Machine, from: number, until: number }
+
 /** Leases as src/engine/lease.ts makes them of redlock, on virtual time. */
-export function createLeases (machine: Machine, timeline: Timeline, locks: LockTable, leaseMs: number): Leases {
+export function createLeases (machine: Machine, timeline: Timeline, locks: LockTable, leaseMs: number, grants: Grant[]): Leases {
   let tokens = 0
   const held = (conversation: string) => {
     const lock = locks.get(conversation)
@@ -19,9 +22,12 @@ export function createLeases (machine: Machine, timeline: Timeline, locks: LockT
     async acquire (conversation) {
       const token = `${machine.name} ${++tokens}`
       let expires = clock.now() + validFor
+      const grant: Grant = { conversation, machine, from: Infinity, until: 0 }
+      grants.push(grant)
       const taken = await machine.send('lock', `lock ${conversation}`, () => {
         if (held(conversation) !== null) return false
         locks.set(conversation, { token, until: timeline.now() + leaseMs })
+        Object.assign(grant, { from: timeline.now(), until: timeline.now() + leaseMs })
         return true
       }).catch(() => false)
       if (!taken || expires <= clock.now()) return null
@@ -34,7 +40,7 @@ export function createLeases (machine: Machine, timeline: Timeline, locks: LockT
         const extending = expires < clock.now() ? Promise.resolve(false) : machine.send('lock', `renew the lock of ${conversation}`, () => {
           const lock = held(conversation)
           if (lock?.token !== token) return false
-          lock.until = timeline.now() + leaseMs
+          grant.until = lock.until = timeline.now() + leaseMs
           return true
         })
         extending.catch(() => false).then((renewed) => {

@@ -118,13 +118,23 @@ function answerOf ({ request_id: id, messages, tools }: ModelRequest, random: Re
   }
   const many = random.chance(0.1)
   const same = random.chance(0.05)
-  const wanted = Array.from({ length: many ? random.int(5, 9) : random.int(1, 3) }, (_, i) => {
+  const count = many ? random.int(5, 9) : random.int(1, 3)
+  const refers = random.chance(0.3)
+  const wanted = Array.from({ length: count }, (_, i) => {
     const broken = random.chance(0.04)
+    const name = random.chance(0.03) ? 'no such tool' : random.pick(names)
+    const of = refers && random.chance(0.4) ? { of: referenceTo(random, random.int(1, count + 1), id, names) } : {}
     return {
-      id: same ? 'same' : random.chance(0.05) ? '' : `${id}.${i}`,
-      name: random.chance(0.03) ? 'no such tool' : random.pick(names),
-      arguments: broken ? '{"n": ' : JSON.stringify({ n: `${id} ${i}` })
+      id: same ? 'same' : random.chance(0.05) ? '' : `${id.replaceAll('.', '-')}-${i}`,
+      name,
+      arguments: broken ? '{"n": ' : JSON.stringify({ n: `${id} ${i}`, box: random.pick(['a', 'a', 'b', 3]), ...of })
     }
   })
   return { text: random.chance(0.5) ? text : '', refusal: null, finish_reason: end < 0.02 ? 'length' : 'tool_calls', tool_calls: wanted, usage }
+}
+
+/** What stands for the output of another call: by its number, the id the model gave it, or the name of its tool. */
+function referenceTo (random: ReturnType<typeof createRandom>, number: number, id: string, names: string[]): string {
+  const written = `{{stepOutputs.${random.pick([String(number), String(number), `${id.replaceAll('.', '-')}-${number - 1}`, random.pick(names)])}${random.pick(['', '', '.of'])}}}`
+  return random.chance(0.7) ? written : `as in ${written}!`
 }

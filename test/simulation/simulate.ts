@@ -2,6 +2,7 @@
  * `npx tsx test/simulation/simulate.ts`: lets many seeds happen and judges each. The first that fails is shrunk to the faults it needs, and told.
  *
  *   --seeds 1000  how many        --from 1  the first        --keep  goes on after a failure        --brief  tells no trace
+ *                 shows how far it is: in one line on a terminal, else in a line every few seconds
  *   --seed 17     one seed, told  --without 0,3  faults of it that are left out
  */
 import { parseArgs } from 'node:util'
@@ -28,12 +29,15 @@ async function search (from: number, count: number): Promise<void> {
   Error.stackTraceLimit = 0
   let happened = 0
   const failed: number[] = []
+  const tell = progress(count, values.brief)
   for (let seed = from; seed < from + count; seed++) {
     const evidence = await simulate(seed)
     happened += evidence.happened
     const wrong = judge(evidence)
+    tell(seed - from + 1, failed.length)
     if (wrong.length === 0) continue
     failed.push(seed)
+    erase()
     say(`seed ${seed}: ${wrong[0]}`)
     if (values.brief) break
     if (!values.keep) {
@@ -41,11 +45,32 @@ async function search (from: number, count: number): Promise<void> {
       break
     }
   }
+  erase()
   const seconds = (performance.now() - begun) / 1000
   const { user, system } = process.cpuUsage(used)
   const speed = `${Math.round(count / ((user + system) / 1e6))} seeds per second of processor time`
   say(`${count} seeds from ${from}: ${failed.length} failed; ${seconds.toFixed(1)} s, ${speed}, ${Math.round(happened / count)} steps per seed`)
   if (failed.length > 0) process.exitCode = 1
+}
+
+const EVERY_MS = process.stderr.isTTY ? 200 : 5000
+
+/** Says now and then how far it is, on stderr: what is printed is the result. */
+function progress (count: number, quiet: boolean): (done: number, failed: number) => void {
+  const begun = performance.now()
+  let told = begun
+  return (done, failed) => {
+    const now = performance.now()
+    if (quiet || now - told < EVERY_MS) return
+    told = now
+    const left = Math.ceil((now - begun) / done * (count - done) / 1000)
+    const line = `${done} of ${count} seeds, ${failed} failed, ${left} s left`
+    process.stderr.write(process.stderr.isTTY ? `\r\x1b[K${line}` : `${line}\n`)
+  }
+}
+
+function erase (): void {
+  if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
 }
 
 /** Leaves out what the failure does not need. */

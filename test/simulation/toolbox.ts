@@ -19,21 +19,47 @@ export interface Execution {
   seq: number
   /** What it said, if it came to that. */
   result: { output: unknown } | { code: string, message: string } | null
+  /** When it said so, if nobody listened any more. */
+  late: number | null
 }
 
-type Facts = Omit<CallRules, 'timeout_ms'>
+export type Facts = Omit<CallRules, 'timeout_ms'> & { rate_limit?: { max: number, per_ms: number } }
 
 const read: Facts = { effects: 'read', idempotent: false, placement: 'local' }
+const write: Facts = { ...read, effects: 'write' }
 export const TOOLS: Record<string, Facts> = {
   look: read,
-  write: { ...read, effects: 'write' },
-  pay: { ...read, effects: 'write', idempotent: true },
+  write,
+  pay: { ...write, idempotent: true },
   far: { ...read, placement: 'spread' },
-  ship: { ...read, effects: 'write', placement: 'spread' }
+  ship: { ...write, placement: 'spread' },
+  // People and clients
+  sign: { ...write, approval: { expires_ms: null } },
+  vote: { ...read, approval: { expires_ms: 500 }, placement: 'spread' },
+  hand: { ...write, client: { expires_ms: null } },
+  phone: { ...read, client: { expires_ms: 400 } },
+  seal: { ...write, approval: { expires_ms: 900 }, client: { expires_ms: null } },
+  // Order and limits
+  fill: { ...write, resources: ['box/{box}'] },
+  open: { ...read, resources: ['box/{box}'] },
+  lock: { ...write, resources: ['box/{box}'], approval: { expires_ms: null } },
+  alone: { ...write, exclusive: true },
+  scarce: { ...read, max_calls: 2, max_concurrency: 1 },
+  slow: { ...read, rate_limit: { max: 2, per_ms: 120 } },
+  often: { ...write, idempotent: true, retry: { attempts: 3, backoff_ms: 30 } },
+  stubborn: { ...write, uncancellable: true },
+  final_answer: read
 }
 
 /** Whether a started call may be run again after its worker is gone. */
 export const mayRepeat = (name: string): boolean => TOOLS[name]?.effects === 'read' || TOOLS[name]?.idempotent === true
+
+/** A tool as a run declares it: all the engine reads of it. What else there is to know about it, `rules` says. */
+export function declared (name: string): RunTool {
+  const { client, rate_limit: rate } = TOOLS[name] ?? read
+  const kind = name === 'final_answer' ? 'builtin' : client === undefined ? 'module' : 'client'
+  return { kind, name, ...(rate !== undefined && { rate_limit: rate }) } as RunTool
+}
 
 export interface ToolboxOptions {
   seed: number
@@ -43,9 +69,18 @@ export interface ToolboxOptions {
   trace: ((who: string, what: string) => void) | null
 }
 
+export interface Toolbox {
+  executions: Execution[]
+  toolsOf: (machine: Machine) => Tools
+  /** Some tool may still give a result that comes too late. */
+  goesOn: () => boolean
+}
+
 /** Tools that do what the seed says, and remember every execution. */
-export function createToolbox ({ seed, timeline, leaseMs, seqOf, trace }: ToolboxOptions): { executions: Execution[], toolsOf: (machine: Machine) => Tools } {
+export function createToolbox ({ seed, timeline, leaseMs, seqOf, trace }: ToolboxOptions): Toolbox {
   const executions: Execution[] = []
+  /** What still goes on although nobody waits for it. */
+  const going = new Set<Execution>()
 
   function toolsOf (machine: Machine): Tools {
     return {
@@ -53,7 +88,10 @@ export function createToolbox ({ seed, timeline, leaseMs, seqOf, trace }: Toolbo
       expand: async () => ({ tools: [], faults: [] }),
       check: async () => [],
       describe: ({ name }: RunTool) => ({ type: 'function', function: { name, parameters: { type: 'object' } } }),
-      rules: ({ name }, timeoutMs) => ({ ...(TOOLS[name] ?? read), timeout_ms: timeoutMs }),
+      rules: ({ name }, timeoutMs) => {
+        const { rate_limit: rate, ...rules } = TOOLS[name] ?? read
+        return { ...rules, ...(rate !== undefined && { rate_limited: true }), timeout_ms: timeoutMs }
+      },
       validate: () => { /* nothing is wrong with it */ },
       parse (_, raw) {
         try {
@@ -62,33 +100,43 @@ export function createToolbox ({ seed, timeline, leaseMs, seqOf, trace }: Toolbo
           throw new ToolError('invalid_arguments', 'the arguments are no JSON')
         }
       },
-      run: ({ name }, args, { run_id, turn, call_id, attempt, signal, progress }) => new Promise((resolve, reject) => {
+      run: ({ name }, args, { run_id, turn, call_id, attempt, signal, progress, late }) => new Promise((resolve, reject) => {
         if (signal.aborted) {
           reject(signal.reason as Error)
           return
         }
         const random = createRandom(seed, `tool ${JSON.stringify(args)} ${attempt}`)
-        const execution: Execution = { run_id, turn, call_id, attempt, name, args, machine, start: timeline.now(), seq: seqOf(run_id), result: null }
+        const execution: Execution = { run_id, turn, call_id, attempt, name, args, machine, start: timeline.now(), seq: seqOf(run_id), result: null, late: null }
         executions.push(execution)
         trace?.(machine.name, `tool ${name} runs for ${call_id}, attempt ${attempt}`)
         const kind = random.next()
         const hangs = kind < 0.04
-        const ms = hangs ? Infinity : kind < 0.08 ? leaseMs * 1.5 * random.next() : 1 + 30 * random.next() ** 2
+        const ms = hangs ? Infinity : kind < 0.09 ? leaseMs * 1.5 * random.next() : 1 + 30 * random.next() ** 2
+        // Some go on all the same when they are told to stop: what they give then is an orphan.
+        const deaf = random.chance(0.4)
+        let left = false
         const timers = hangs ? [] : [machine.deliver(timeline.now() + ms, () => {
           signal.removeEventListener('abort', abort)
-          if (kind > 0.9) {
+          going.delete(execution)
+          if (kind > (name === 'often' ? 0.6 : 0.9)) {
             execution.result = { code: 'tool_error', message: `${call_id} broke` }
             reject(new ToolError('tool_error', `${call_id} broke`))
           } else {
-            const output = kind > 0.87 ? null : kind > 0.8 ? { of: call_id, attempt } : `${name} of ${call_id}.${attempt}`
+            const output = kind > 0.87 ? null : kind > 0.7 ? { of: call_id, attempt } : `${name} of ${call_id}.${attempt}`
             execution.result = { output }
+            if (left) {
+              execution.late = timeline.now()
+              trace?.(machine.name, `tool ${name} gives its result for ${call_id} too late`)
+              late?.(output)
+            }
             resolve(output)
           }
         })]
-        if (!hangs && random.chance(0.1)) timers.push(machine.deliver(timeline.now() + ms * random.next(), () => progress({ half: call_id })))
-        // Some go on all the same: that is nobody's business here, but what they have done is done.
+        if (!hangs && random.chance(0.1)) timers.push(machine.deliver(timeline.now() + ms * random.next(), () => { if (!left) progress({ half: call_id }) }))
         const abort = (): void => {
-          for (const timer of timers) timer.cancel()
+          left = true
+          if (!deaf) for (const timer of timers) timer.cancel()
+          else if (!hangs) going.add(execution)
           reject(signal.reason as Error)
         }
         signal.addEventListener('abort', abort, { once: true })
@@ -96,5 +144,5 @@ export function createToolbox ({ seed, timeline, leaseMs, seqOf, trace }: Toolbo
       close: async () => {}
     }
   }
-  return { executions, toolsOf }
+  return { executions, toolsOf, goesOn: () => [...going].some(({ machine }) => machine.alive()) }
 }

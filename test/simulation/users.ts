@@ -2,11 +2,15 @@ import type { Command } from '../../src/core/command.js'
 import { ConflictError, UnavailableError, type Executed, type Result } from '../../src/engine/execute.js'
 import { partitionSuffix, type Keys } from '../../src/store/keys.js'
 import type { Store } from '../../src/store/store.js'
+import { ProblemError } from '../../src/errors.js'
+import type { Services } from '../../src/services/services.js'
 import { limitsWith, policyWith } from '../support/core-scene.js'
+import { createPeople, type People } from './people.js'
 import type { Machine } from './machine.js'
 import type { Random } from './random.js'
 import type { Timeline } from './timeline.js'
-import type { Action, Session } from './workload.js'
+import { declared } from './toolbox.js'
+import type { Action, Answer, Session } from './workload.js'
 
 /** What became of a request, as its user knows it. */
 export type Outcome = 'accepted' | 'refused' | 'unknown'
@@ -29,14 +33,17 @@ export interface Request {
 }
 
 /** A process that takes requests. */
-export interface Entrance { machine: Machine, executed: Executed, store: Store }
+export interface Entrance { machine: Machine, executed: Executed, store: Store, actions: Services['actions'], orphans: Services['orphans'] }
 
 export interface UsersOptions {
+  seed: number
   timeline: Timeline
   random: Random
   keys: Keys
   entrances: () => Entrance[]
   calm: () => boolean
+  /** When nothing goes wrong any more. */
+  calmFrom: number
   /** A request met an error that no store and no conflict explains. */
   failed: (error: Error) => void
   trace: ((who: string, what: string) => void) | null
@@ -48,7 +55,11 @@ const PATIENCE_MS = 1200
 /** A request must have its answer, if only that there is none, within a second (FAULTS F54). Milliseconds, with some room for the way. */
 const ANSWER_MS = 1050
 
+/** What answers a run reads before and behind its commit; each reading that is slow, and still comes, may take this much longer. */
+const READS_MS = 800
+
 export interface Users {
+  people: People
   requests: Request[]
   /** Answers that took too long. */
   late: string[]
@@ -56,11 +67,32 @@ export interface Users {
   begin: (number: number, session: Session) => void
 }
 
-export function createUsers ({ timeline, random, keys, entrances, calm, failed, trace }: UsersOptions): Users {
+export function createUsers ({ seed, timeline, random, keys, entrances, calm, calmFrom, failed, trace }: UsersOptions): Users {
   const requests: Request[] = []
   const late: string[] = []
   let open = 0
   let made = 0
+  const people = createPeople({ seed, timeline, calmFrom, ask })
+
+  /** Somebody answers a run, `after` milliseconds from now. */
+  function ask (conversation: string, runId: string, action: Answer, after: number): void {
+    const id = String(++made).padStart(4, '0')
+    const request: Request = {
+      conversation, life: 0, action: { ...action, at: 0 }, run_id: runId, message_id: `msg_${id}`, text: `${action.do} ${id}`, sent: Infinity, outcome: null, refusal: null,
+      repeated: false
+    }
+    requests.push(request)
+    open++
+    timeline.at(timeline.now() + after, () => {
+      request.sent = timeline.now()
+      attempt(request, false, 1, (outcome) => {
+        trace?.('user', `${request.text} is ${outcome}${request.refusal === null ? '' : ` (${request.refusal})`}`)
+        request.outcome = outcome
+        open--
+      })
+      return false
+    })
+  }
 
   function begin (number: number, session: Session): void {
     const conversation = `conv_${number}`
@@ -114,59 +146,82 @@ export function createUsers ({ timeline, random, keys, entrances, calm, failed, 
         over(outcome)
       })
     }
+  }
 
-    function attempt (request: Request, creates: boolean, tries: number, over: (outcome: Outcome) => void): void {
-      request.repeated = tries > 1
-      const from = entrances()
-      const again = (): void => {
-        if (tries >= 5 && !calm()) return over('unknown')
-        // Whoever wants a conversation gone does not ask again for what was in it: made once more, it would be another.
-        const gone = (one: Request) => one.conversation === request.conversation && one.action.do === 'delete' && one.sent >= request.sent
-        if (request.action.do !== 'delete' && requests.some(gone)) return over('unknown')
-        timeline.at(timeline.now() + 30 * tries, () => {
-          attempt(request, creates, tries + 1, over)
-          return false
-        })
-      }
-      if (from.length === 0) return again()
-      const entrance = random.pick(from)
-      let answered = false
-      const answer = (result: Result | Error): void => {
-        timeline.at(timeline.now() + random.next(), () => {
-          if (answered) return false
-          answered = true
-          if (result instanceof Error) {
-            if (!(result instanceof UnavailableError || result instanceof ConflictError || result.name === 'StoreError')) failed(result)
-            again()
-            return false
-          }
-          const { refusal } = result
-          request.refusal = refusal
-          over(refusal === null || refusal === 'duplicate' ? 'accepted' : 'refused')
-          return false
-        })
-      }
-      timeline.at(timeline.now() + PATIENCE_MS, () => {
-        if (answered) return false
-        answered = true
-        again()
+  function attempt (request: Request, creates: boolean, tries: number, over: (outcome: Outcome) => void): void {
+    request.repeated = tries > 1
+    const from = entrances()
+    const isGone = () => request.action.do !== 'delete' && requests.some((one) => {
+      return one.conversation === request.conversation && one.action.do === 'delete' && one.sent >= request.sent
+    })
+    const again = (): void => {
+      if (tries >= 5 && !calm()) return over('unknown')
+      // Whoever wants a conversation gone does not ask again for what was in it: made once more, it would be another.
+      if (isGone()) return over('unknown')
+      timeline.at(timeline.now() + 30 * tries, () => {
+        attempt(request, creates, tries + 1, over)
         return false
       })
-      entrance.machine.deliver(timeline.now() + random.next(), () => {
-        trace?.(entrance.machine.name, `is asked: ${request.text}${tries > 1 ? ' (again)' : ''}`)
-        const arrived = timeline.now()
-        const answered = (result: Result | Error) => {
-          const took = timeline.now() - arrived
-          if (took > ANSWER_MS && request.action.do !== 'delete' && !entrance.machine.pausedSince(arrived)) late.push(`${request.text} was answered after ${Math.round(took)} ms`)
-          answer(result)
+    }
+    if (from.length === 0) return again()
+    const entrance = random.pick(from)
+    let answered = false
+    const answer = (result: Result | Error): void => {
+      timeline.at(timeline.now() + random.next(), () => {
+        if (answered) return false
+        answered = true
+        if (result instanceof Error) {
+          if (!(result instanceof UnavailableError || result instanceof ProblemError || result instanceof ConflictError || result.name === 'StoreError')) failed(result)
+          again()
+          return false
         }
-        perform(entrance, request, creates).then(answered, answered)
+        const { refusal } = result
+        request.refusal = refusal
+        over(refusal === null || refusal === 'duplicate' ? 'accepted' : 'refused')
+        return false
       })
+    }
+    timeline.at(timeline.now() + PATIENCE_MS, () => {
+      if (answered) return false
+      answered = true
+      again()
+      return false
+    })
+    entrance.machine.deliver(timeline.now() + random.next(), () => {
+      // A try that was given up long ago meets its own Idempotency-Key, under which a later one was answered.
+      if (answered && isGone()) return
+      trace?.(entrance.machine.name, `is asked: ${request.text}${tries > 1 ? ' (again)' : ''}`)
+      const arrived = timeline.now()
+      const ended = (result: Result | Error) => {
+        const took = timeline.now() - arrived
+        const reads = ['decide', 'outputs', 'attach', 'discard'].includes(request.action.do) ? READS_MS : 0
+        if (took > ANSWER_MS + reads && request.action.do !== 'delete' && !entrance.machine.pausedSince(arrived)) late.push(`${request.text} was answered after ${Math.round(took)} ms`)
+        answer(result)
+      }
+      perform(entrance, request, creates).then(ended, ended)
+    })
+  }
+
+  /** As a route does it: the answer's code stands for the refusal. What may be sent again is thrown. */
+  async function answerRun ({ actions, orphans }: Entrance, { action, run_id: runId, message_id: messageId }: Request): Promise<Result> {
+    const caller = { tenant: 'tenant', operation: messageId.slice('msg_'.length) }
+    const nothing = { row: null, events: [], effects: [] }
+    try {
+      if (action.do === 'decide') await actions.decide(caller, runId, action.body)
+      else if (action.do === 'outputs') await actions.submit(caller, runId, action.body)
+      else if (action.do === 'attach') await orphans.attach(caller, runId, action.call_id)
+      else if (action.do === 'discard') await orphans.discard(caller, runId, action.call_id)
+      return { refusal: null, ...nothing }
+    } catch (error) {
+      if (!(error instanceof ProblemError) || error.retryable) throw error
+      return { refusal: error.code as Result['refusal'], ...nothing }
     }
   }
 
-  async function perform ({ machine, executed, store }: Entrance, request: Request, creates: boolean): Promise<Result> {
+  async function perform (entrance: Entrance, request: Request, creates: boolean): Promise<Result> {
+    const { machine, executed, store } = entrance
     const { conversation, action, run_id: runId } = request
+    if (action.do === 'decide' || action.do === 'outputs' || action.do === 'attach' || action.do === 'discard') return await answerRun(entrance, request)
     const at = machine.clock.now()
     const command = (): Command => {
       switch (action.do) {
@@ -174,7 +229,7 @@ export function createUsers ({ timeline, random, keys, entrances, calm, failed, 
           type: 'StartRun', at, conversation_id: conversation, run_id: runId, tenant: 'tenant', new_conversation: creates,
           due_at: action.after > 0 ? at + action.after : null, models: action.models, limits: limitsWith(action.limits), policy: policyWith(action.policy),
           metadata: {}, on_active_run: action.on_active_run, messages: [{ id: request.message_id, role: 'user', content: request.text }], input: request.text,
-          spec: JSON.stringify({ instructions: null, model_options: {}, tools: action.tools.map((name) => ({ kind: 'module', name })) })
+          spec: JSON.stringify({ instructions: null, model_options: {}, tools: action.tools.map(declared) })
         }
         case 'message': return {
           type: 'PostMessage', at, run_id: runId, message_id: request.message_id, content: request.text, mode: action.mode, queued: action.queued,
@@ -197,5 +252,5 @@ export function createUsers ({ timeline, random, keys, entrances, calm, failed, 
     return { refusal: removed ? null : 'not_found', row: null, events: [], effects: [] }
   }
 
-  return { requests, late, open: () => open, begin }
+  return { people, requests, late, open: () => open, begin }
 }

@@ -1,6 +1,7 @@
 import type { StartRun } from '../../src/core/command.js'
 import type { Limits, ToolPolicy } from '../../src/core/run.js'
 import type { MessageMode } from '../../src/core/command.js'
+import type { Decisions, ToolOutputs } from '../../src/schemas/action.js'
 import type { Random } from './random.js'
 import { TOOLS } from './toolbox.js'
 
@@ -11,7 +12,14 @@ export type Action = { at: number } & (
   | { do: 'message', mode: MessageMode, queued: 'deliver' | 'supersede', completed: 'keep' | 'discard', after: number }
   | { do: 'edit' | 'withdraw' }
   | { do: 'delete', again: boolean }
+  | Answer
 )
+
+/** What people and clients say to what a run asks them, or of what came too late. `wrong`: about calls or a suspension that are not there. */
+export type Answer =
+  | { do: 'decide', body: Decisions, wrong: boolean }
+  | { do: 'outputs', body: ToolOutputs, wrong: boolean }
+  | { do: 'attach' | 'discard', call_id: string }
 
 /** What one user does with one conversation. The first run makes it. */
 export interface Session { begins: number, actions: Action[] }
@@ -60,15 +68,23 @@ function action (random: Random, at: number): Action {
   return { at, do: 'delete', again: random.chance(0.5) }
 }
 
+/** Tools of one kind together show more of what they do to each other. */
+const KITS = [
+  ['look', 'write', 'pay', 'far', 'ship'], ['look', 'write', 'pay', 'far', 'ship'], ['look', 'write', 'pay', 'far', 'ship', 'stubborn'],
+  ['look', 'write', 'sign', 'vote', 'hand', 'phone', 'seal'], ['sign', 'vote', 'ship', 'lock'], ['hand', 'phone', 'far'],
+  ['fill', 'open', 'lock', 'alone', 'look'], ['scarce', 'slow', 'often', 'write'], Object.keys(TOOLS)
+]
+
 function run (random: Random, at: number, first: boolean): Action {
-  const names = Object.keys(TOOLS)
+  const names = random.pick(KITS)
+  const final = random.chance(0.15)
   return {
     at,
     do: 'run',
     on_active_run: first ? 'queue' : random.pick<StartRun['on_active_run']>(['queue', 'queue', 'queue', 'reject', 'interrupt', 'rollback']),
     after: 0,
     models: random.chance(0.3) ? ['small', 'large'] : ['small'],
-    tools: random.chance(0.15) ? [] : names.filter(() => random.chance(0.6)),
+    tools: random.chance(0.1) ? [] : names.filter((name) => name !== 'final_answer' && random.chance(0.6)).concat(final ? ['final_answer'] : []),
     limits: {
       tool_timeout_ms: 300,
       ...(random.chance(0.15) && { max_turns: random.int(1, 3) }),
@@ -80,7 +96,9 @@ function run (random: Random, at: number, first: boolean): Action {
       ...(random.chance(0.1) && { on_error: 'fail_run' }),
       ...(random.chance(0.15) && { message_order: 'completion' }),
       ...(random.chance(0.2) && { cancelled_calls: random.pick(['tombstone', 'tombstone_started']) }),
-      ...(random.chance(0.1) && { parallel: false })
+      ...(random.chance(0.1) && { parallel: false }),
+      ...(random.chance(0.4) && { suspension: random.pick<ToolPolicy['suspension']>(['sequential', 'barrier']) }),
+      ...(final && { final_answer_tool: 'final_answer' as const, on_final_answer: random.pick<ToolPolicy['on_final_answer']>(['settle', 'cancel']) })
     },
     ...(!first && random.chance(0.15) && { on_active_run: 'queue' as const, after: random.int(1, 500) })
   }

@@ -1,12 +1,18 @@
 import { createEngine, type Engine } from '../../src/engine/engine.js'
 import { createExecute, type Executed } from '../../src/engine/execute.js'
 import type { Hints, Ids, Log, Settings } from '../../src/engine/ports.js'
+import { docNames } from '../../src/core/draft.js'
 import { createKeys } from '../../src/store/keys.js'
+import type { Event } from '../../src/core/event.js'
+import { createActionService } from '../../src/services/actions.js'
+import type { Context } from '../../src/services/context.js'
+import { createOrphanService } from '../../src/services/orphans.js'
+import type { Limiter } from '../../src/store/limiter.js'
 import { createMemoryLimiter } from '../../src/store/memory-limiter.js'
 import { createMemoryStore } from '../../src/store/memory-store.js'
 import type { Delta, Feed, Presence, Signal, Store, StoredEvent, WorkerNote } from '../../src/store/store.js'
 import { makeFaults, type Fault } from './faults.js'
-import { createLeases, type LockTable } from './leases.js'
+import { createLeases, type Grant, type LockTable } from './leases.js'
 import { createMachine, type Controls, type Fortune, type Host, type Machine } from './machine.js'
 import { createProvider, type LlmCall } from './provider.js'
 import { createQueue } from './queue.js'
@@ -29,6 +35,8 @@ const START = 1_893_456_000_000
 export interface Life {
   conversation: string
   events: StoredEvent[]
+  /** The same, read. */
+  told: Event[]
   /** When each event was published. */
   times: number[]
   /** Streamed text as a reader keeps it, per `<run>.<turn>.<attempt>`. */
@@ -53,12 +61,15 @@ export interface Evidence {
   requests: Request[]
   llmCalls: LlmCall[]
   executions: Execution[]
+  grants: Grant[]
   /** When a process was killed, by its name. */
   deaths: Map<string, number>
   /** What the product itself called an error. */
   errors: string[]
-  /** What is stored of each conversation that stands at the end. */
-  stored: Map<string, { ledger: string[], log: StoredEvent[], partial: unknown, docs: (name: string) => Promise<string | null> }>
+  /** The calls whose orphans are listed at the end, by run. */
+  orphans: Map<string, string[]>
+  /** What is stored of each conversation that stands at the end. `asked`: the arguments its calls are shown with. */
+  stored: Map<string, { ledger: string[], log: StoredEvent[], partial: unknown, asked: Map<string, unknown> }>
   /** Requests that waited too long for an answer. */
   late: string[]
   /** What should be gone once everything is at rest. */
@@ -84,6 +95,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
   const memory = createMemoryStore(keys)
   memory.clock.now = () => timeline.now()
   const locks: LockTable = new Map()
+  const grants: Grant[] = []
   const chance = createRandom(seed, 'chance')
   const calm = () => timeline.now() >= calmFrom
   const queue = createQueue(timeline, createRandom(seed, 'queue'), STALLED_MS, trace)
@@ -96,13 +108,14 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
   const lives: Life[] = []
   const living = new Map<string, Life>()
   const lifeOfRun = new Map<string, Life>()
+  const runOfCall = new Map<string, string>()
   const openRuns = new Set<string>()
   const seqOf = (runId: string) => lifeOfRun.get(runId)?.events.length ?? 0
 
   function lifeOf (conversation: string): Life {
     let life = living.get(conversation)
     if (life === undefined) {
-      life = { conversation, events: [], times: [], texts: new Map(), garbled: [], waiting: new Set(), streaming: null, removed: false }
+      life = { conversation, events: [], told: [], times: [], texts: new Map(), garbled: [], waiting: new Set(), streaming: null, removed: false }
       living.set(conversation, life)
       lives.push(life)
     }
@@ -114,16 +127,20 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
     if (signal.kind === 'events') {
       for (const event of signal.events) {
         trace?.('log', `${event.seq} ${event.type}${event.run_id === null ? '' : ` ${event.run_id}`}`)
+        const told = JSON.parse(event.json) as Event
         life.events.push(event)
+        life.told.push(told)
         life.times.push(timeline.now())
+        users.people.hear(conversation, told)
+        if (event.type === 'turn.completed') for (const { call_id: id } of told.tool_calls as { call_id: string }[]) runOfCall.set(id, event.run_id as string)
         if (event.type.startsWith('message.')) {
-          const { message_id: id } = JSON.parse(event.json) as { message_id: string }
+          const { message_id: id } = told
           if (event.type === 'message.accepted') life.waiting.add(id)
           else life.waiting.delete(id)
         }
         if (event.type.startsWith('turn.')) {
-          const { turn, attempt } = JSON.parse(event.json) as { turn: number, attempt: number }
-          life.streaming = event.type === 'turn.started' || event.type === 'turn.retrying' ? `${event.run_id}.${turn}.${attempt}` : null
+          const { turn, attempt } = told
+          life.streaming = event.type === 'turn.started' || event.type === 'turn.retrying' ? `${event.run_id}.${turn}.${String(attempt)}` : null
         }
         if (event.type === 'run.created' && event.run_id !== null) {
           lifeOfRun.set(event.run_id, life)
@@ -155,6 +172,8 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
     return { number, skew: workload.skews[number] as number, lives: 0, steps: 0, pending: faults.filter((fault) => fault.machine === number).sort((a, b) => a.step - b.step) }
   })
   const running = new Map<number, { controls: Controls, engine: Engine | null, entrance: Entrance | null, stopping: boolean }>()
+  // Redis counts the starts of all processes, by its own clock.
+  const limits = createMemoryLimiter({ now: () => timeline.now() })
   const ears = new Map<string, { machine: Machine, listener: (note: WorkerNote) => void }>()
   let ids = 0
 
@@ -255,6 +274,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
         return () => ears.delete(worker)
       }
     }
+    const limiter: Limiter = { reserve: (name, max, perMs) => send('reserve', () => limits.reserve(name, max, perMs)) }
     const hints: Hints = {
       add: (conversation, jobs) => machine.send('queue', `jobs ${jobs.map(({ id }) => id).join(' ')}`, () => queue.add(conversation, jobs))
     }
@@ -277,11 +297,13 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
 
     let engine: Engine | null = null
     if (role !== 'api') {
-      const leases = createLeases(machine, timeline, locks, LEASE_MS)
-      engine = createEngine({ ...shared, presence, leases, limiter: createMemoryLimiter(clock), model: provider.modelOf(machine), random: chance.next })
+      const leases = createLeases(machine, timeline, locks, LEASE_MS, grants)
+      engine = createEngine({ ...shared, presence, leases, limiter, model: provider.modelOf(machine), random: chance.next })
     }
     const executed: Executed = engine ?? createExecute(shared, null)
-    const process = { controls, engine, entrance: role === 'worker' ? null : { machine, executed, store }, stopping: false }
+    const context: Context = { ...shared, keys, executed, defaultModel: null, parallelTools: true }
+    const entrance = role === 'worker' ? null : { machine, executed, store, actions: createActionService(context), orphans: createOrphanService(context) }
+    const process = { controls, engine, entrance, stopping: false }
     running.set(number, process)
     if (engine === null) return true
 
@@ -305,11 +327,13 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
   // --- Everything goes its way -------------------------------------------------------------------------------------------------------
   workload.machines.forEach((role, number) => start(number, role))
   const users = createUsers({
+    seed,
     timeline,
     random: createRandom(seed, 'users'),
     keys,
     entrances: () => [...running.values()].flatMap(({ entrance }) => entrance ?? []),
     calm,
+    calmFrom,
     failed: (error) => { errors.push(error.stack ?? error.message) },
     trace
   })
@@ -322,7 +346,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
   })
 
   const idle = () => {
-    if (running.size < workload.machines.length) return false
+    if (running.size < workload.machines.length || toolbox.goesOn()) return false
     for (const { waiting } of living.values()) if (waiting.size > 0) return false
     for (const { controls, engine, stopping } of running.values()) {
       if (stopping || !controls.quiet()) return false
@@ -348,13 +372,21 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
 
   const stored: Evidence['stored'] = new Map()
   const leftovers: string[] = []
-  for (const { conversation } of living.values()) {
+  const orphans = new Map<string, string[]>()
+  for (const { conversation, told } of living.values()) {
     const { store } = memory
+    const calls = told.flatMap((event) => event.type === 'turn.completed' ? (event.tool_calls as { call_id: string }[]).map((call) => call.call_id) : [])
+    const shown = await store.docs(conversation, calls.map(docNames.call))
+    const asked = new Map(calls.map((id, i) => [id, shown[i] == null ? null : (JSON.parse(shown[i]) as { arguments: unknown }).arguments]))
+    const context = { store, clock: { now: () => timeline.now() }, executed: null, feed: memory.feed, keys } as unknown as Context
+    for (const run of new Set(told.flatMap((event) => event.type === 'tool.orphaned' ? runOfCall.get(event.call_id as string) ?? [] : []))) {
+      orphans.set(run, (await createOrphanService(context).list({ tenant: 'tenant', operation: '' }, run)).data.map((one) => one.call_id))
+    }
     stored.set(conversation, {
       ledger: await store.ledger(conversation, 0),
       log: await store.log(conversation, 0, 100_000),
       partial: await store.partial(conversation),
-      docs: async (name) => (await store.docs(conversation, [name]))[0] ?? null
+      asked
     })
   }
   for (let i = 0; i < workload.sessions.length; i++) {
@@ -366,8 +398,8 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
     for (const [conversation, { partial }] of stored) if (partial !== null) leftovers.push(`text of a running turn in ${conversation}`)
   }
   return {
-    seed, faults, struck, workload, lives, requests: users.requests, late: users.late, llmCalls: provider.calls, executions: toolbox.executions, deaths, errors,
-    stored, leftovers, stuck,
+    seed, faults, struck, workload, lives, requests: users.requests, late: users.late, llmCalls: provider.calls, executions: toolbox.executions, grants, deaths, errors,
+    orphans, stored, leftovers, stuck,
     happened: timeline.happened()
   }
 }

@@ -1,0 +1,46 @@
+import type { Bug } from './hunts.js'
+
+/** The guards that the guarantees rest on, each taken away once. What only real parts can break, a test with real parts must notice. */
+export const GUARDS: Bug[] = [
+  // The right to write
+  { bug: 'no fence check', file: 'src/core/transition.ts', edits: [[' || run.phase.fence !== fence) return null', ') return null']], by: 'simulation' },
+  { bug: 'no version check', file: 'src/store/memory-store.ts', edits: [['found?.born !== base?.born || found?.version !== base?.version', '(found === undefined) !== (base === null)']], by: 'simulation' },
+  { bug: 'no version check in Redis', file: 'src/store/lua/commit.lua', edits: [['(born ~= \'\' and version ~= ARGV[2])', 'false']], by: 'test/store/redis-store.test.ts' },
+  { bug: 'a commit without the idempotency token', file: 'src/engine/execute.ts', edits: [['        token,\n', '        token: ids.next(),\n'], ['const commit: Commit = {', 'const commit = (): Commit => ({'], ['due: dueAt(state, now, settings)\n      }', 'due: dueAt(state, now, settings)\n      })'], ['return store.commit(commit)', 'return store.commit(commit())'], ['const token = ids.next()\n', '']], by: 'simulation' },
+  { bug: 'a commit\'s token is not known in Redis', file: 'src/store/lua/commit.lua', edits: [['string.find(tokens, ARGV[3], 1, true)', 'false']], by: 'test/store/redis-store.test.ts' },
+  { bug: 'deltas unfenced', file: 'src/store/memory-store.ts', edits: [[' || found.fence !== fence) return false', ') return false']], by: 'simulation' },
+  { bug: 'deltas unfenced in Redis', file: 'src/store/lua/append.lua', edits: [['redis.call(\'HGET\', KEYS[1], \'fence\') ~= ARGV[1]', 'false']], by: 'test/store/redis-store.test.ts' },
+  { bug: 'no abort on a lost lease', file: 'src/engine/turn.ts', edits: [['AbortSignal.any([signal, lease.signal, stop.signal])', 'AbortSignal.any([signal, stop.signal])']], by: 'simulation' },
+  // Hints
+  { bug: 'the sweep is off', file: 'src/engine/engine.ts', edits: [['due.map((conversation) =>', 'due.slice(due.length).map((conversation) =>']], by: 'simulation' },
+  { bug: 'enqueue before commit', file: 'src/engine/execute.ts', edits: [
+    ['      let sent = 0\n', '      hints.add(conversation, wanted(state, now, settings.leaseMs)).catch(() => {})\n      let sent = 0\n'], ['if (jobs.length === 0) return', 'if (jobs.length >= 0) return']
+  ], by: 'simulation' },
+  // What is asked, and what comes back
+  { bug: 'default SDK retries', file: 'src/engine/model/openai-model.ts', edits: [['maxRetries: 0, timeout', 'timeout']], by: 'test/engine/model/openai-model.test.ts' },
+  { bug: 'no finish_reason check', file: 'src/engine/model/completion-reader.ts', edits: [
+    ['if (finishReason === null) throw modelError', 'if (finishReason === \'\') throw modelError'], ['finish_reason: finishReason,', 'finish_reason: finishReason ?? \'stop\',']
+  ], by: 'test/engine/model/completion-reader.test.ts' },
+  { bug: 'the barrier is vacuous', file: 'src/core/settle.ts', edits: [['phase === null || phase.calls.some(isOpen)) return false', 'phase === null) return false']], by: 'simulation' },
+  { bug: 'results are matched by position', file: 'src/core/transition.ts', edits: [['const call = run.phase.calls.find((one) => one.id === callId)\n  if (call === undefined || call.status', 'const call = run.phase.calls.find((one) => one.status === \'running\')\n  if (call === undefined || call.status']], by: 'simulation' },
+  { bug: 'a late result is linked', file: 'src/core/orphans.ts', edits: [
+    ['import { docNames, drop, emit,', 'import { append, docNames, drop, emit,'],
+    ['  const others = ', '  append(draft, [JSON.stringify({ id: `msg_${id}`, role: \'user\', content: command.text, turn, run_id: command.run_id, created_at: iso(draft.now) })])\n  const others = ']
+  ], by: 'simulation' },
+  // People
+  { bug: 'approvals are raised before they are durable', file: 'src/store/memory-store.ts', edits: [
+    ['      if (found?.born !== base?.born ||', '      const raised = planCommit(commit).events.filter(({ type }) => type === \'suspension.created\')\n      if (raised.length > 0) publish(conversation, { kind: \'events\', events: raised })\n      if (found?.born !== base?.born ||']
+  ], by: 'simulation' },
+  { bug: 'no consent is needed', file: 'src/core/schedule.ts', edits: [['call.rules.approval !== undefined && !call.approved', 'call.rules.approval !== undefined && call.rank > 2']], by: 'simulation' },
+  { bug: 'a decision is not bound to its suspension', file: 'src/core/suspension.ts', edits: [['if (found?.suspension.id !== command.suspension_id) return', 'if (found === null) return']], by: 'simulation' },
+  { bug: 'a call can be decided on twice', file: 'src/core/suspension.ts', edits: [[' && call.status === \'suspended\' && awaited(call) === \'approval\'', ' && call.status === \'suspended\' && call.rules.approval !== undefined']], by: 'simulation' },
+  { bug: 'expiry is reported as a person\'s no', file: 'src/core/suspension.ts', edits: [['message: \'nobody decided on this call in time, so it was not run\'', 'message: \'a person has rejected this call\'']], by: 'simulation' },
+  { bug: 'what is run is not what was approved', file: 'src/core/suspension.ts', edits: [['      setArguments(draft, call, decision.arguments)\n', '']], by: 'simulation' },
+  // Readers and clients
+  { bug: '`$` instead of a cursor in the event reader', file: 'src/services/events.ts', edits: [['let cursor = Math.max(after, scope.first - 1)', 'let cursor = Math.max(after, row.state.seq)']], by: 'test/routes/events.test.ts' },
+  { bug: 'SSE subscribes after it has read', file: 'src/services/events.ts', edits: [
+    ['const unsubscribe = await answering(() => feed.subscribe(conversation, hear))', 'let unsubscribe = () => {}'],
+    ['      if (fenceOf(row.state) > 0) yield* text()', '      unsubscribe = await answering(() => feed.subscribe(conversation, hear))\n      if (fenceOf(row.state) > 0) yield* text()']
+  ], by: 'test/routes/events.test.ts' },
+  { bug: 'the idempotency key is ignored', file: 'plugins/idempotency.ts', edits: [['if (key === undefined) return', 'if (key !== \'\') return']], by: 'test/routes/idempotency.test.ts' }
+]

@@ -1,0 +1,68 @@
+/** Bugs in the product that the judge of the simulation must find: `file` below src, a text that stands there once, and what it becomes. */
+export const SIMULATION_BUGS: { bug: string, file: string, find: string, put: string }[] = [
+  // What is stored
+  { bug: 'no fence check', file: 'core/transition', find: ' || run.phase.fence !== fence) return null', put: ') return null' },
+  { bug: 'no fence check for streamed text', file: 'store/memory-store', find: ' || found.fence !== fence) return false', put: ') return false' },
+  { bug: 'no version check', file: 'store/memory-store', find: 'found?.born !== base?.born || found?.tokens[0] !== base?.token', put: '(found === undefined) !== (base === null)' },
+  { bug: 'a commit is not known by its token', file: 'store/memory-store', find: 'found?.tokens.includes(token)', put: 'found?.tokens.includes(`not ${token}`)' },
+  { bug: 'every try of a commit has another token', file: 'engine/execute', find: '        token,\n', put: '        token: ids.next(),\n' },
+  { bug: 'a conversation that is made again honours the fences of its former self', file: 'core/transition', find: 'fence: command.at,', put: 'fence: 0,' },
+  // Taking over
+  { bug: 'the sweep is off', file: 'engine/engine', find: 'due.map((conversation) =>', put: 'due.slice(due.length).map((conversation) =>' },
+  { bug: 'claims of living workers lapse', file: 'engine/engine', find: 'left.get(claim.worker) === 0', put: 'left.get(claim.worker) !== -1' },
+  { bug: 'claims of dead workers stand', file: 'engine/engine', find: 'left.get(claim.worker) === 0', put: 'left.get(claim.worker) === -1' },
+  { bug: 'a worker gives no sign of life', file: 'engine/engine', find: 'next = clock.after(settings.leaseMs / 3, renew)\n        timers.add(next)\n', put: '' },
+  { bug: 'a claim that was never begun is not noticed', file: 'engine/engine', find: 'claim.worker === settings.worker && !isKnown(conversation, claim)', put: 'claim.worker === settings.worker && claim.attempt < 0' },
+  { bug: 'claimed work is never due', file: 'core/schedule', find: 'times.push(worker === null ? (readyAt > now ? readyAt : unclaimed(readyAt)) : now + leaseMs)', put: 'if (worker === null) times.push(readyAt > now ? readyAt : unclaimed(readyAt))' },
+  { bug: 'a lost call that writes is run again', file: 'core/transition', find: '(call.effects === \'read\' || call.idempotent)', put: '(call.effects !== undefined || call.idempotent)' },
+  // Hints
+  { bug: 'nothing is queued behind a commit', file: 'engine/execute', find: 'if (jobs.length === 0) return', put: 'if (jobs.length >= 0) return' },
+  { bug: 'the sweep queues nothing', file: 'engine/engine', find: 'await hints.add(conversation, wanted(row.state, now, settings.leaseMs))', put: 'wanted(row.state, now, settings.leaseMs)' },
+  // Leases
+  { bug: 'the lease is released early', file: 'engine/turn', find: 'const stop = new AbortController()\n', put: 'const stop = new AbortController()\n  lease.release()\n' },
+  { bug: 'a lost lease stops nobody', file: 'engine/turn', find: 'AbortSignal.any([signal, lease.signal, stop.signal])', put: 'AbortSignal.any([signal, stop.signal])' },
+  { bug: 'a lease is kept when the work for it fails', file: 'engine/turn', find: 'release: lease.release }', put: 'release: () => { if (task.attempt < 2) lease.release() } }' },
+  { bug: 'a request waits for what is more patient', file: 'engine/execute', find: 'const cancel = clock.after(patienceMs, ', put: 'const cancel = clock.after(patienceMs * 9, ' },
+  { bug: 'a cancelled turn is not told so', file: 'engine/execute', find: 'else feed.tell(', put: 'else if (now < 0) feed.tell(' },
+  // Dispatch and barrier
+  { bug: 'claimed work begins twice', file: 'engine/execute', find: 'performer?.perform(conversation, row, effect)\n', put: '{ performer?.perform(conversation, row, effect); performer?.perform(conversation, row, effect) }\n' },
+  { bug: 'what was claimed and undone in one commit begins', file: 'engine/engine', find: 'if (claims.some((claim) => claim.fence === effect.fence)) startTurn', put: 'if (claims.length >= 0) startTurn' },
+  { bug: 'calls that were claimed and undone in one commit begin', file: 'engine/engine', find: 'const calls = effect.calls.filter(({ call_id: id, attempt }) => claims.some((claim) => claim.call_id === id && claim.attempt === attempt))', put: 'const { calls } = effect' },
+  { bug: 'the barrier is vacuous', file: 'core/settle', find: 'phase === null || phase.calls.some(isOpen)) return false', put: 'phase === null) return false' },
+  { bug: 'a result of an earlier attempt counts', file: 'core/transition', find: ' || call.attempt !== attempt) return null', put: ') return null' },
+  // Deciding
+  { bug: 'an old row may refuse', file: 'engine/execute', find: 'let fresh = false', put: 'let fresh = true' },
+  { bug: 'a worker gives its result up', file: 'engine/engine', find: 'const PATIENT_MS = 24 * 3_600_000', put: 'const PATIENT_MS = 1' },
+  { bug: 'reads for claimed work are not tried again', file: 'engine/patience', find: 'for (let tries = 1; ; tries++) {', put: 'for (let tries = 1; ; tries++) {\n      if (tries > 0) return await read()' },
+  { bug: 'a retry does not wait as long as it was told to', file: 'engine/turn', find: 'Math.max(error.retryAfterMs ?? 0, backoff(phase.tries, deps.random()))', put: 'backoff(1, deps.random()) / 10' },
+  { bug: 'streamed text has the wrong place', file: 'engine/deltas', find: 'offset: from.offset + text.length,', put: 'offset: from.offset + text.length + 1,' },
+  // Which calls may start
+  { bug: 'a call starts before what it refers to', file: 'core/schedule', find: 'if (Object.keys(call.after).length > 0 || isHeldUp(order, i)) continue', put: 'if (isHeldUp(order, i)) continue' },
+  { bug: 'resources are ignored', file: 'core/schedule', find: 'return order.some((call, j) =>', put: 'return order.slice(order.length).some((call, j) =>' },
+  { bug: 'an edited call disturbs who is at work', file: 'core/schedule', find: '(j < i || call.status === \'running\')', put: 'j < i' },
+  { bug: 'readers wait for each other', file: 'core/resources', find: 'if (a.effects === \'read\' && b.effects === \'read\') return false', put: 'if (a.effects === \'read\' && b.effects === \'read\' && a.holds.length === 0) return false' },
+  { bug: 'max_concurrency is off by one', file: 'core/schedule', find: 'running >= call.rules.max_concurrency', put: 'running > call.rules.max_concurrency' },
+  { bug: 'max_calls is off by one', file: 'core/settle', find: 'if (used >= limit)', put: 'if (used > limit)' },
+  { bug: 'parallel false is ignored', file: 'core/schedule', find: 'run.policy.parallel ? run.limits.max_tool_concurrency : 1', put: 'run.limits.max_tool_concurrency' },
+  { bug: 'rate_limit is ignored', file: 'engine/call', find: 'if (tool.rate_limit !== undefined) await', put: 'if (tool.rate_limit !== undefined && signal.aborted) await' },
+  { bug: 'a call is tried once less', file: 'core/transition', find: 'call.attempt < retry.attempts\n', put: 'call.attempt < retry.attempts - 1\n' },
+  { bug: 'the next try of a call comes at once', file: 'core/transition', find: 'retry.backoff_ms * 2 ** (call.attempt - 1)', put: '0 * retry.backoff_ms' },
+  { bug: 'a reference becomes text', file: 'core/references', find: 'if (whole?.[0] === text) {', put: 'if (whole?.[0] === text && text === \'\') {' },
+  { bug: 'on_final_answer cancel stops nothing', file: 'core/settle', find: 'run.policy.on_final_answer !== \'cancel\') return false', put: 'run.policy.on_final_answer !== null) return false' },
+  { bug: 'the last final answer counts', file: 'core/batch', find: 'index(call.id) < index(run.final.call_id)', put: 'index(call.id) > index(run.final.call_id)' },
+  { bug: 'what was deleted is run without its arguments', file: 'engine/engine', find: 'if (given === undefined) return\n', put: '' },
+  // People and clients
+  { bug: 'somebody is asked while others work', file: 'core/schedule', find: 'phase.suspension !== null || phase.calls.some((call) => call.status === \'running\' ||', put: 'phase.suspension !== null || phase.calls.some((call) => call.status === \'suspended\' ||' },
+  { bug: 'a group leaves one out', file: 'core/schedule', find: 'run.policy.suspension === \'grouped\' ? found :', put: 'run.policy.suspension === \'grouped\' ? found.slice(0, 2) :' },
+  { bug: 'sequential asks for all', file: 'core/schedule', find: 'run.policy.suspension === \'grouped\' ? found : found.slice(0, 1)', put: 'found' },
+  { bug: 'barrier stops nothing', file: 'core/schedule', find: 'if (run.policy.suspension === \'barrier\' && isOpen(call)', put: 'if (run.policy.suspension === null && isOpen(call)' },
+  { bug: 'nobody has the time that was said', file: 'core/suspension', find: 'call.expires_at !== null && call.expires_at <= now', put: 'call.expires_at !== null && call.expires_at <= now + 300' },
+  { bug: 'the first decision resumes the run', file: 'core/suspension', find: 'phase.calls.some((call) => call.status === \'suspended\' && !isConsented(call))) return false', put: 'phase.calls.every((call) => call.status === \'suspended\' && !isConsented(call))) return false' },
+  { bug: 'what a client gives is taken for an approval', file: 'core/suspension', find: '.filter((call) => awaited(call) === \'client_tool\' && !isTooLate', put: '.filter((call) => !isTooLate' },
+  { bug: 'a rejection loses its reason', file: 'core/suspension', find: 'const because = decision.reason === null ? \'\'', put: 'const because = decision.reason !== undefined ? \'\'' },
+  { bug: 'a run\'s time runs while it waits for somebody', file: 'core/suspension', find: '  run.paused_ms += draft.now - createdAt\n', put: '  run.paused_ms += 0 * createdAt\n' },
+  { bug: 'a client\'s late output is lost', file: 'services/actions', find: 'if (failed === true) continue\n', put: 'if (failed !== null) continue\n' },
+  { bug: 'a tool\'s late result is lost', file: 'engine/engine', find: 'await orphan(output, timedOut) }', put: 'if (timedOut === null) await orphan(output, timedOut) }' },
+  { bug: 'an attached orphan stays', file: 'core/orphans', find: '  forget(draft, [orphan.call_id])\n', put: '' },
+  { bug: 'a discarded orphan stays', file: 'core/orphans', find: 'return \'not_found\'\n  forget(draft, [id])\n', put: 'return \'not_found\'\n' }
+]
