@@ -1,27 +1,19 @@
-import { setTimeout as sleep } from 'node:timers/promises'
-import { Agent, request } from 'node:http'
-import type { IncomingMessage } from 'node:http'
+import { randomUUID } from 'node:crypto'
+import { Agent, request, type IncomingMessage } from 'node:http'
 import { text as textOf } from 'node:stream/consumers'
+import { setTimeout as sleep } from 'node:timers/promises'
 
 /** What befalls a run of the soak test. */
 export type Fate = 'plain' | 'interrupted' | 'steered' | 'queued' | 'cancelled' | 'left' | 'approved'
-
-/** What one lane is about to do: the same for the same number, whatever the machine does. */
-export interface Plan {
-  fate: Fate
-  /** The POST carries an `Idempotency-Key`. */
-  keyed: boolean
-}
 
 /** How many runs a conversation of a lane sees before its client deletes it; in every fourth the model takes its time, so that messages meet it at work. */
 const RUNS_PER_CONVERSATION = 3
 
 const FATES: Fate[] = ['interrupted', 'left', 'cancelled', 'steered', 'interrupted', 'approved', 'cancelled', 'queued']
 
-/** Four of ten runs are met by something. */
-export function planOf (run: number): Plan {
-  const fate = run % 5 < 3 ? 'plain' : FATES[Math.floor(run / 5) * 2 % FATES.length + run % 5 - 3] ?? 'plain'
-  return { fate, keyed: run % 10 === 0 }
+/** Four of ten runs are met by something: the same for the same number, whatever the machine does. */
+function fateOf (run: number): Fate {
+  return run % 5 < 3 ? 'plain' : FATES[Math.floor(run / 5) * 2 % FATES.length + run % 5 - 3] ?? 'plain'
 }
 
 export interface Lane {
@@ -33,9 +25,17 @@ export interface Lane {
   leave: () => Promise<void>
 }
 
+export interface LaneClient {
+  openLane: (name: string) => Lane
+  /** POSTs so far, each under a key of its own. */
+  posts: () => number
+  close: () => void
+}
+
 /** A client on kept connections that keeps nothing of what it has read. */
-export function createLaneClient (origin: string): { openLane: (name: string) => Lane, close: () => void } {
+export function createLaneClient (origin: string): LaneClient {
   const agent = new Agent({ keepAlive: true, maxSockets: Infinity })
+  let posts = 0
 
   function send (method: string, path: string, body?: object, headers: Record<string, string> = {}): Promise<IncomingMessage> {
     const bytes = body === undefined ? undefined : JSON.stringify(body)
@@ -48,18 +48,30 @@ export function createLaneClient (origin: string): { openLane: (name: string) =>
     })
   }
 
-  /** Null: one of the statuses that may come as well. */
-  async function ask (method: string, path: string, wanted: number, { body, headers, or = [] }: { body?: object, headers?: Record<string, string>, or?: number[] } = {}) {
-    const response = await send(method, path, body, headers)
-    const answer = await textOf(response)
-    if (response.statusCode === wanted) return answer === '' ? null : JSON.parse(answer) as Record<string, unknown>
-    if (or.includes(response.statusCode ?? 0)) return null
-    throw new Error(`${method} ${path} answered ${response.statusCode}: ${answer.slice(0, 300)}`)
+  /** Comes again when it is told to, as a starved machine may. Null: one of the statuses that may come as well. */
+  async function ask (method: string, path: string, wanted: number, { body, or = [] }: { body?: object, or?: number[] } = {}) {
+    const headers = method === 'POST' ? { 'idempotency-key': randomUUID() } : {}
+    if (method === 'POST') posts++
+    for (let tries = 1; ; tries++) {
+      const response = await send(method, path, body, headers)
+      const answer = await textOf(response)
+      if (response.statusCode === wanted) return answer === '' ? null : JSON.parse(answer) as Record<string, unknown>
+      const wait = Number(response.headers['retry-after'])
+      // A deletion that was not answered may have been done.
+      if (!(wait > 0) && (or.includes(response.statusCode ?? 0) || (method === 'DELETE' && tries > 1 && response.statusCode === 404))) return null
+      if (!(wait > 0)) throw new Error(`${method} ${path} answered ${response.statusCode}: ${answer.slice(0, 300)}`)
+      await sleep(1000 * wait)
+    }
   }
 
   /** Reads a stream to its end, or until `hear` says that it has had enough. Resolves with the last event's type and id. */
   async function follow (path: string, after: number, hear: (type: string, data: string) => boolean): Promise<{ type: string, seq: number }> {
     const response = await send('GET', path, undefined, { accept: 'text/event-stream', ...(after > 0 && { 'last-event-id': String(after) }) })
+    if (Number(response.headers['retry-after']) > 0) {
+      response.resume()
+      await sleep(1000)
+      return await follow(path, after, hear)
+    }
     if (response.statusCode !== 200) throw new Error(`GET ${path} answered ${response.statusCode}`)
     const last = { type: '', seq: after }
     let rest = ''
@@ -97,7 +109,7 @@ export function createLaneClient (origin: string): { openLane: (name: string) =>
     }
 
     async function run (number: number): Promise<void> {
-      const { fate, keyed } = planOf(number)
+      const fate = fateOf(number)
       if (conversation === null) conversations++
       const slow = conversations % 4 === 0
       const waits = fate === 'interrupted' || fate === 'cancelled' || fate === 'left'
@@ -108,7 +120,7 @@ export function createLaneClient (origin: string): { openLane: (name: string) =>
         tools: [{ kind: 'module', name: waits ? 'work_100ms' : 'work', ...(fate === 'approved' && { approval: 'always' }) }],
         ...(conversation !== null && { conversation_id: conversation })
       }
-      const posted = await ask('POST', '/runs', 201, { body, ...(keyed && { headers: { 'idempotency-key': `${name}-${number}-${process.pid}` } }) })
+      const posted = await ask('POST', '/runs', 201, { body })
       const { id, conversation_id: where } = posted as { id: string, conversation_id: string }
       conversation = where
       const path = `/runs/${id}/events`
@@ -151,5 +163,5 @@ export function createLaneClient (origin: string): { openLane: (name: string) =>
     return { run, conversation: () => conversation, leave }
   }
 
-  return { openLane, close: () => agent.destroy() }
+  return { openLane, posts: () => posts, close: () => agent.destroy() }
 }

@@ -9,7 +9,7 @@ import { within } from './client.js'
 import type { ModelServerStats } from './model-server.js'
 import { privateRedis } from './redis.js'
 import { startProcess, type ServiceProcess } from './service.js'
-import { createLaneClient, planOf } from './soak-lane.js'
+import { createLaneClient } from './soak-lane.js'
 import { look, leftBehind, type Left } from './soak-redis.js'
 import type { Owner } from './owner.js'
 
@@ -92,13 +92,11 @@ export async function soak (t: Owner, { runs, every, lanes, workers, boundMs }: 
 
   const begun = performance.now()
   let next = 0
-  let keyed = 0
 
   async function round (until: number): Promise<void> {
     await Promise.all(open.map(async (lane) => {
       while (next < until) {
         const number = next++
-        if (planOf(number).keyed) keyed++
         await within(lane.run(number), () => `run ${number} does not end`, 60_000)
       }
     }))
@@ -108,7 +106,7 @@ export async function soak (t: Owner, { runs, every, lanes, workers, boundMs }: 
     const rssAtWork = sampler.take()
     const live = open.flatMap((lane) => lane.conversation() ?? [])
     // A lease is given up and a stream closed just after the last event was told: the state of rest is waited for.
-    const redisNow = await settled(redis, live, keyed, workers)
+    const redisNow = await settled(redis, live, client.posts(), workers)
     const held = await Promise.all([...processes].map(async ([name, process]) => {
       collectWarnings(process, warnings)
       return [name, { ...await probe(process), rssAtWork: rssAtWork[name] ?? 0 }] as const
@@ -147,10 +145,10 @@ async function startModelProcess (t: Owner): Promise<{ origin: string, stats: ()
 }
 
 /** Reads what is in Redis until nothing is out of place, or until that takes so long that it is a finding. */
-async function settled (redis: Redis, live: string[], keyed: number, workers: number): Promise<Left> {
+async function settled (redis: Redis, live: string[], posts: number, workers: number): Promise<Left> {
   for (let tries = 0; ; tries++) {
     const found = await look(redis, PREFIX)
-    const faults = leftBehind(found, { live, keyed, workers })
+    const faults = leftBehind(found, { live, posts, workers })
     if (faults.length === 0 || tries === 40) return { ...found, faults }
     await sleep(100)
   }
