@@ -38,6 +38,7 @@ export default tseslint.config(
     }
   },
   { files: ['src/demo/**', 'test/**', 'src/openapi.ts'], rules: { 'no-console': 'off' } },
+  { files: ['**/*.cjs'], rules: { '@typescript-eslint/no-require-imports': 'off' } },
   {
     // A row of a table of cases reads better on one line.
     files: ['test/**'],

@@ -79,8 +79,8 @@ export function createEngine (deps: EngineDeps): Engine {
   const { store, feed, presence, hints, tools, clock, log, settings } = deps
   const desks = new Map<string, Desk>()
   const reads = patientReads(store, clock, log)
-  const ledger = createLedgerCache(reads)
-  const spec = createSpecs(reads, tools)
+  const ledger = createLedgerCache(reads, clock)
+  const spec = createSpecs(reads, tools, clock)
   const running = { turns: 0, calls: 0 }
   let open = false
   /** When the sign of life was last shown. */

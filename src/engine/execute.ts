@@ -6,6 +6,7 @@ import type { State } from '../core/state.js'
 import { transition, type Change, type Outcome, type Refusal } from '../core/transition.js'
 import type { Commit, Feed, Row, Store, WorkerNote } from '../store/store.js'
 import type { Clock, Hints, Ids, Log, Settings } from './ports.js'
+import { createRecent } from './recent.js'
 
 /** The store could not be reached in the time the caller had. What was asked may or may not have happened. */
 export class UnavailableError extends Error {
@@ -108,7 +109,7 @@ interface Pending {
 
 interface Actor { pending: Pending[], between: ((row: Row | null) => void)[], busy: boolean, row: Row | null | undefined }
 
-/** Rows kept in memory: they spare a read, and a commit on an old one is refused. */
+/** Rows kept in memory at most: they spare a read, and a commit on an old one is refused. */
 const KEPT_ROWS = 5_000
 const MAX_CONFLICTS = 8
 
@@ -118,24 +119,11 @@ const MAX_CONFLICTS = 8
  * stored is anything done about it: claimed work is performed, hints are queued.
  */
 export function createExecute ({ store, feed, hints, clock, ids, log, settings, observe }: ExecuteDeps, performer: Performer | null): Executed {
-  const actors = new Map<string, Actor>()
+  const actors = createRecent<Actor>(clock, { most: KEPT_ROWS, isBusy: ({ busy }) => busy })
 
   function actorOf (conversation: string): Actor {
-    let actor = actors.get(conversation)
-    if (actor === undefined) {
-      actor = { pending: [], between: [], busy: false, row: undefined }
-    } else {
-      actors.delete(conversation)
-    }
-    // Insertion order is order of use: the first one that does nothing is the one to forget.
+    const actor = actors.get(conversation) ?? { pending: [], between: [], busy: false, row: undefined }
     actors.set(conversation, actor)
-    if (actors.size > KEPT_ROWS) {
-      for (const [oldest, { busy, pending }] of actors) {
-        if (busy || pending.length > 0 || oldest === conversation) continue
-        actors.delete(oldest)
-        break
-      }
-    }
     return actor
   }
 
@@ -333,7 +321,9 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
     },
     forget: (conversation) => {
       const actor = actors.get(conversation)
-      if (actor !== undefined) actor.row = undefined
+      if (actor === undefined) return
+      actor.row = undefined
+      if (!actor.busy) actors.forget(conversation)
     }
   }
 }

@@ -1,8 +1,10 @@
 import type { Message } from '../core/message.js'
 import type { Row } from '../store/store.js'
 import type { Reads } from './patience.js'
+import type { Clock } from './ports.js'
+import { createRecent } from './recent.js'
 
-/** Text kept in memory for conversations this process has worked on, in characters of JSON. */
+/** Text kept in memory at most for conversations this process works on, in characters of JSON. */
 const KEPT_CHARS = 64 * 1024 * 1024
 
 export interface LedgerCache {
@@ -10,14 +12,8 @@ export interface LedgerCache {
   read: (conversation: string, row: Row) => Promise<Message[]>
 }
 
-export function createLedgerCache (store: Reads): LedgerCache {
-  const kept = new Map<string, { generation: string, messages: Message[], chars: number }>()
-  let chars = 0
-
-  function forget (conversation: string): void {
-    chars -= kept.get(conversation)?.chars ?? 0
-    kept.delete(conversation)
-  }
+export function createLedgerCache (store: Reads, clock: Pick<Clock, 'now'>): LedgerCache {
+  const kept = createRecent<{ generation: string, messages: Message[], chars: number }>(clock, { most: KEPT_CHARS, weigh: ({ chars }) => chars })
 
   return {
     async read (conversation, row) {
@@ -30,19 +26,12 @@ export function createLedgerCache (store: Reads): LedgerCache {
         if (tail.length === 0) break
         // Another read may have added the same messages meanwhile.
         if (known.messages.length > from) continue
-        forget(conversation)
         for (const json of tail) {
           known.messages.push(JSON.parse(json) as Message)
           known.chars += json.length
         }
       }
-      forget(conversation)
       kept.set(conversation, known)
-      chars += known.chars
-      for (const oldest of kept.keys()) {
-        if (chars <= KEPT_CHARS || oldest === conversation) break
-        forget(oldest)
-      }
       return [...known.messages]
     }
   }

@@ -3,6 +3,8 @@ import { docNames } from '../core/draft.js'
 import type { RunRecord } from '../core/state.js'
 import type { RunTool } from '../core/tool.js'
 import type { Reads } from './patience.js'
+import type { Clock } from './ports.js'
+import { createRecent } from './recent.js'
 import type { Tools } from './tools/tool.js'
 
 /** What performing a run's turns takes, beyond the state row: kept once beside it, as `StartRun.spec`. */
@@ -24,8 +26,8 @@ export interface PreparedSpec {
 const KEPT_SPECS = 2_000
 
 /** Reads a run's spec, from memory where this process has had it before: it never changes. Null: the run is gone, with its conversation. */
-export function createSpecs (store: Reads, tools: Tools): (conversation: string, runId: string) => Promise<PreparedSpec | null> {
-  const kept = new Map<string, PreparedSpec>()
+export function createSpecs (store: Reads, tools: Tools, clock: Pick<Clock, 'now'>): (conversation: string, runId: string) => Promise<PreparedSpec | null> {
+  const kept = createRecent<PreparedSpec>(clock, { most: KEPT_SPECS })
   return async (conversation, runId) => {
     let found = kept.get(runId)
     if (found === undefined) {
@@ -39,7 +41,6 @@ export function createSpecs (store: Reads, tools: Tools): (conversation: string,
         offered: spec.tools.map((tool) => tools.describe(tool))
       }
       kept.set(runId, found)
-      if (kept.size > KEPT_SPECS) kept.delete(kept.keys().next().value as string)
     }
     return found
   }

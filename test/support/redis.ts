@@ -7,9 +7,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Redis } from 'ioredis'
-import type { Test } from 'tap'
 import type { Log } from '../../src/redis/connect.js'
 import { obtainServer, openRedis } from '../../src/redis/embedded.js'
+import type { Owner } from './owner.js'
 
 export const silent: Log = { info: () => {}, warn: () => {} }
 
@@ -19,14 +19,14 @@ let dataDir: string | undefined
  * A Redis to test on, and a key prefix of one's own in it: whatever keys hold the prefix are deleted when `t` ends. The server is the
  * one `npm test` started for all files, or for a file run by hand one that lives as long as somebody uses it.
  */
-export async function testRedis (t: Test): Promise<{ url: string, prefix: string }> {
+export async function testRedis (t: Owner): Promise<{ url: string, prefix: string }> {
   const prefix = `t-${randomBytes(6).toString('hex')}`
   const url = process.env.INTERLOCK_TEST_REDIS ?? await ownServer(t)
   t.teardown(() => deleteKeys(url, prefix))
   return { url, prefix }
 }
 
-async function ownServer (t: Test): Promise<string> {
+async function ownServer (t: Owner): Promise<string> {
   if (dataDir === undefined) {
     const folder = dataDir = mkdtempSync(join(tmpdir(), 'interlock-'))
     process.once('exit', () => rmSync(folder, { recursive: true, force: true }))
@@ -70,7 +70,7 @@ export interface PrivateRedis {
  *
  * @param options `cluster`: a cluster of this one node, which enforces hash tags like a large one. `args`: more of its settings.
  */
-export async function privateRedis (t: Test, options: { tcp?: boolean, cluster?: boolean, args?: string[] } = {}): Promise<PrivateRedis> {
+export async function privateRedis (t: Owner, options: { tcp?: boolean, cluster?: boolean, args?: string[] } = {}): Promise<PrivateRedis> {
   const { bin } = await obtainServer(undefined, silent)
   const dir = mkdtempSync(join(tmpdir(), 'interlock-'))
   const socket = join(dir, 'redis.sock')

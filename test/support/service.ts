@@ -9,6 +9,7 @@ import { loadConfig } from '../../src/config.js'
 import { openInstance, type Instance } from '../../src/instance.js'
 import { createClient, within, type Client } from './client.js'
 import { compiled } from './compiled.js'
+import type { Owner } from './owner.js'
 
 /** Settings as a process gets them: environment variables. */
 export type Env = Record<string, string>
@@ -89,7 +90,7 @@ process.once('exit', () => {
 })
 
 /** A process of the service, killed with `t` if it still runs. Nothing is waited for: `startProcess` does. */
-export function spawnProcess (t: Test, kind: ProcessKind, env: Env): SpawnedProcess {
+export function spawnProcess (t: Owner, kind: ProcessKind, env: Env): SpawnedProcess {
   const [entry = '', ...args] = ENTRY[kind]
   const child = spawn(process.execPath, ['--enable-source-maps', join(compiled(), entry), ...args], {
     env: { PATH: process.env.PATH, PORT: '0', INTERLOCK_WORKER_PORT: '0', LOG_LEVEL: 'info', ...env },
@@ -121,7 +122,7 @@ export function spawnProcess (t: Test, kind: ProcessKind, env: Env): SpawnedProc
 }
 
 /** A process of the service that works. */
-export async function startProcess (t: Test, kind: ProcessKind, env: Env): Promise<ServiceProcess> {
+export async function startProcess (t: Owner, kind: ProcessKind, env: Env): Promise<ServiceProcess> {
   const { listening, ready, ...rest } = spawnProcess(t, kind, env)
   const [url] = await within(Promise.all([listening, ready]), () => `the ${kind} process is not ready: ${rest.stderr()}`)
   return { ...rest, url, client: createClient(url) }
