@@ -3,10 +3,14 @@
  * worker and its Redis, on a proxy; the provider misbehaves by script.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
+import root from 'tap'
 import { API, BOUND_MS, dieAt, inTime, SHORT, WORKER } from '../support/death.js'
 import { answer, call, cut, cutBytes, delayed, events, heldAt, latch, say, status, stream as deltas, type Reply } from '../support/model-reply.js'
+import { redisProxy } from '../support/redis-proxy.js'
 import { many, results } from '../support/tool-calls.js'
 import { story } from '../support/world.js'
+
+root.setTimeout(600_000)
 
 story('F1: a worker killed with the lock, before its LLM request: one request in all, and the turn goes on in time', async (t, world) => {
   world.model.script('conv:a', [say('done')])
@@ -101,17 +105,20 @@ story('F7: a worker frozen in an LLM call for twice its lock: when it wakes it c
 story('F9: a worker whose loop is blocked for three times its lock: its other conversations go on elsewhere, and what it then says changes nothing', async (t, { model, tools, service, process, tool }) => {
   const rough = { INTERLOCK_TOOLS_DIR: `${import.meta.dirname}/../support/rough-tools` }
   const [blocked, { client }] = await Promise.all([process('worker', rough), service({ ...API, env: rough })])
-  const [first, second] = [latch(), latch()]
+  const [first, second, block] = [latch(), latch(), latch()]
+  const blocks = call({ id: 'c', name: 'block', arguments: { ms: 3 * Number(SHORT.INTERLOCK_LOCK_TTL_MS), value: 'unblocked' } })
   model.script('conv:llm', ({ n }) => delayed(say(`answer ${n}`), n === 1 ? first : second))
   model.script('conv:tool', [call({ id: 'c', name: 'hold', arguments: { key: 'x', value: 'held' } }), say('done')])
-  model.script('conv:block', [call({ id: 'c', name: 'block', arguments: { ms: 3 * Number(SHORT.INTERLOCK_LOCK_TTL_MS), value: 'unblocked' } }), say('free')])
+  model.script('conv:block', [delayed(blocks, block), say('free')])
   const asked = await client.start({ input: 'conv:llm' })
   const called = await client.start({ input: 'conv:tool', tools: [tool('hold', { effects: 'read' })] })
-  await Promise.all([model.waitForRequest(({ conversation }) => conversation === 'conv:llm'), tools.waitFor((attempts) => attempts.length === 1)])
   const blocking = await client.start({ input: 'conv:block', tools: [{ kind: 'module', name: 'block' }] })
-  await (await client.follow(blocking)).event('tool.started')
+  await Promise.all(['conv:llm', 'conv:block'].map((name) => model.waitForRequest(({ conversation }) => conversation === name)))
+  await tools.waitFor((attempts) => attempts.length === 1)
   await process('worker', rough)
-  // The others find out while it is blocked; then both first tries have their whole answer before them.
+  // The worker that gets the answer runs its call.
+  block.open()
+  // The other one finds out while it is blocked; then both first tries have their whole answer before them.
   await Promise.all([model.waitForRequest(({ conversation, n }) => conversation === 'conv:llm' && n === 2, 30_000), tools.waitFor((attempts) => attempts.length === 2)])
   first.open()
   tools.release('x')
@@ -218,3 +225,27 @@ story('F16: an unknown or impossible tool name is told to the model; no calls, n
   }
   t.equal(tools.count(), 129)
 })
+
+story('F5: the reply to a commit is lost with its connection, and it is sent again: done once, and nobody is told of a conflict', async (t, { model, service, process, redis }) => {
+  const [toWorker, toApi] = await Promise.all([redisProxy(t, redis.url), redisProxy(t, redis.url)])
+  const [worker, { client }] = await Promise.all([process('worker', { REDIS_URL: toWorker.url }), process('api', { REDIS_URL: toApi.url })])
+  const other = await service(API)
+  const gate = latch()
+  model.script('conv:a', [delayed(say('done'), gate)])
+  const created = toApi.on({ match: { script: 'commit', text: 'run.created' }, act: 'lost' })
+  const run = await client.start({ input: 'conv:a' })
+  await created.fired
+  await model.waitForRequest(() => true)
+  const before = (await other.client.conversation(run.conversation_id)).version
+  const completed = toWorker.on({ match: { script: 'commit', text: 'run.completed' }, act: 'lost' })
+  gate.open()
+  t.equal((await client.ended(run)).output, 'done')
+  await completed.fired
+  t.equal((await other.client.conversation(run.conversation_id)).version, before + 1, 'once')
+  t.equal((await client.get<{ data: object[] }>('/runs')).data.length, 1)
+  t.equal(model.requests().length, 1)
+  // It has had its answer by the time it does something else.
+  model.script('conv:b', [say('next')])
+  await client.finish({ input: 'conv:b' })
+  t.notMatch(worker.logs.join('\n'), /conflict|refused/)
+}, { env: SHORT })

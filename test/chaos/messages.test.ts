@@ -7,6 +7,7 @@ import type { Run } from '../../src/schemas/run.js'
 import { problemIn, type Answer, type Client, type EventStream } from '../support/client.js'
 import { API, repeats, SHORT, WORKER } from '../support/death.js'
 import { call, heldAt, latch, say } from '../support/model-reply.js'
+import { redisProxy } from '../support/redis-proxy.js'
 import { all, begin, send, told } from '../support/schedule-http.js'
 import { many, results } from '../support/tool-calls.js'
 import { story } from '../support/world.js'
@@ -25,6 +26,24 @@ async function asked (client: Client, run: Run, stream: EventStream): Promise<Re
 
 const approve = (id: string) => ({ call_id: id, decision: 'approve' })
 const reject = (id: string) => ({ call_id: id, decision: 'reject' })
+
+for (const mode of ['queue', 'steer', 'interrupt'] as const) {
+  story(`F30: a message (${mode}) between the look for messages and the end of the run: it is answered without any further input`, async (t, { model, service, process, redis }) => {
+    const proxy = await redisProxy(t, redis.url)
+    const [{ client }] = await Promise.all([service(API), process('worker', { REDIS_URL: proxy.url })])
+    model.script('conv:a', [say('first'), say('second')])
+    // The worker has seen no message, and its word that the run is over is on its way.
+    const over = proxy.on({ match: { script: 'commit', text: 'run.completed' }, act: 'unsent' })
+    const { run, stream } = await begin(client, { input: 'conv:a' })
+    await over.fired
+    await send(client, run, { content: 'one more thing', mode })
+    over.release()
+    await stream.ended
+    t.match(await client.run(run.id), { status: 'completed', output: 'second' })
+    t.same(told(model.requests()[1]), mode === 'interrupt' ? ['conv:a', 'one more thing'] : ['conv:a', 'first', 'one more thing'])
+    t.equal(model.requests().length, 2)
+  }, { env: SHORT })
+}
 
 story('F31: an interrupt against the last tool\'s result: it is in the ledger, or it is an orphan, never both or neither', async (t, { model, tools, service, tool }) => {
   const [one, two] = await Promise.all([service(), service()])
