@@ -108,12 +108,13 @@ story('F27: one call of fifty kills its worker each time: it fails after a few d
     })
   }
   supervise()
-  const other = await client.start({ input: 'conv:other' })
-  const run = await client.start({ input: 'conv:poison', tools: [{ kind: 'module', name: 'good' }, { kind: 'module', name: 'poison' }] })
+  const other = await begin(client, { input: 'conv:other' })
+  const { run, stream } = await begin(client, { input: 'conv:poison', tools: [{ kind: 'module', name: 'good' }, { kind: 'module', name: 'poison' }] })
   gate.open()
-  t.match(await client.ended(run), { status: 'completed', output: 'done' })
-  t.match(await client.ended(other), { status: 'completed', output: 'fine' })
+  await Promise.all([stream.ended, other.stream.ended])
   over = true
+  t.match(await client.run(run.id), { status: 'completed', output: 'done' })
+  t.match(await client.run(other.run.id), { status: 'completed', output: 'fine' })
   const ended = await client.calls(run.id)
   t.match(ended.find(({ name }) => name === 'poison'), { status: 'failed', attempt: 5, error: { code: 'outcome_unknown' } })
   t.same(ended.filter(({ name, status }) => name === 'good' && status !== 'completed'), [], 'all others have their result')
