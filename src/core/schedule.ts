@@ -8,8 +8,12 @@ import { isOpen, type ActiveRun, type BatchPhase, type CallState, type State } f
  * - for a person or the client (J1), and under `suspension: barrier` for those that do before it
  * - for the time of its next try
  * - for room: the run's, and its tool's own (E4, E14)
+ * - for being alone, once two workers have died over it: what kills workers must not take its siblings with it (FAULTS F27)
  */
 export function startable (run: ActiveRun, phase: BatchPhase, now: number): CallState[] {
+  const isAtWork = phase.calls.some((call) => call.status === 'running')
+  if (isAtWork && phase.calls.some((call) => call.status === 'running' && isSuspect(call))) return []
+  let suspect: CallState | null = null
   let room = (run.policy.parallel ? run.limits.max_tool_concurrency : 1) - phase.calls.filter((call) => call.status === 'running').length
   const found: CallState[] = []
   if (room <= 0) return found
@@ -23,12 +27,19 @@ export function startable (run: ActiveRun, phase: BatchPhase, now: number): Call
     if (Object.keys(call.after).length > 0 || isHeldUp(order, i)) continue
     const running = limited.get(call.name) ?? 0
     if (call.rules.max_concurrency !== undefined && running >= call.rules.max_concurrency) continue
+    if (isSuspect(call)) {
+      suspect ??= call
+      continue
+    }
     limited.set(call.name, running + 1)
     found.push(call)
     room--
   }
-  return found
+  return suspect !== null && !isAtWork && found.length === 0 ? [suspect] : found
 }
+
+/** Whether this call may be what its workers died of. One death says nothing: it hits whatever a worker had in hand. */
+const isSuspect = (call: CallState): boolean => call.losses > 1
 
 /**
  * The calls that are to be raised as one suspension, once all that may start (`startable`) has been started: they need a person or the client, and nothing

@@ -124,13 +124,13 @@ story('F37: a decision against its own deadline: one of the two counts, whoever 
     const { run, stream } = await begin(one.client, { input: name, tools: [tool('pay', { url: `${tools.url}/echo`, approval: 'always', approval_expires_seconds: 1 })] })
     const { suspension_id: suspension, calls, expires_at: expires } = await stream.event('suspension.created') as unknown as RequiredAction
     // From a little before to a little behind the deadline.
-    await new Promise((resolve) => setTimeout(resolve, Date.parse(expires ?? '') - Date.now() - 15 + 30 * (i % 20) / 20))
+    await new Promise((resolve) => setTimeout(resolve, Date.parse(expires ?? '') - Date.now() - 60 + 80 * (i % 20) / 20))
     const answer = await decide(i % 2 === 0 ? one.client : two.client, run, suspension, [approve(calls[0]?.call_id as string)])
     await stream.ended
     const [made] = await one.client.calls(run.id)
     const ran = tools.attempts.filter(({ args }) => args.value === name).length
     const approved = answer.status === 200
-    if (!approved) t.match(problemIn(answer), { status: 409, code: 'suspension_resolved' })
+    if (!approved) t.match(problemIn(answer), { status: 409, code: /suspension_resolved|call_settled/, detail: /: expired, |the time to decide is over/ })
     const resolved = stream.events().filter(({ type }) => type === 'suspension.resolved').map(({ outcome }) => outcome)
     if (ran !== (approved ? 1 : 0) || resolved.join() !== (approved ? 'decided' : 'expired') || (made?.status === 'completed') !== approved) {
       t.fail(`${name}: answered ${answer.status}, resolved ${resolved.join()}, ran ${ran} times, ${made?.status} ${made?.error?.message}`)

@@ -123,6 +123,7 @@ export function spawnProcess (t: Test, kind: ProcessKind, env: Env): SpawnedProc
 /** A process of the service that works. */
 export async function startProcess (t: Test, kind: ProcessKind, env: Env): Promise<ServiceProcess> {
   const { listening, ready, ...rest } = spawnProcess(t, kind, env)
-  const [url] = await within(Promise.all([listening, ready]), () => `the ${kind} process is not ready: ${rest.stderr()}`)
+  // Several may start at once, on a machine that is busy already.
+  const [url] = await within(Promise.all([listening, ready]), () => `the ${kind} process is not ready: ${rest.stderr()}`, 120_000)
   return { ...rest, url, client: createClient(url) }
 }
