@@ -9,15 +9,19 @@ import { isBusy, isOpen, type ActiveRun, type BatchPhase, type CallState, type S
  * - for every call before it, without `parallel` (E5)
  * - for the time of its next try, or of its place under a rate limit
  * - for room: the run's, and its tool's own (E4, E14)
+ * - for being alone, once two workers have died over it: what kills workers must not take its siblings with it (FAULTS F27)
  * One under a rate limit may start as far as the batch is concerned; it is the limit that says when.
  */
 export function startable (run: ActiveRun, phase: BatchPhase, now: number): CallState[] {
   const { parallel, suspension } = run.policy
-  let room = (parallel ? run.limits.max_tool_concurrency : 1) - phase.calls.filter(isBusy).length
+  const atWork = phase.calls.filter(isBusy)
+  if (atWork.some(isSuspect)) return []
+  let suspect: CallState | null = null
+  let room = (parallel ? run.limits.max_tool_concurrency : 1) - atWork.length
   const found: CallState[] = []
   if (room <= 0) return found
   const order = inOrder(phase)
-  const busy = counter(order.filter(isBusy))
+  const busy = counter(atWork)
   // Places are used up also if nobody begins: a run takes no more of them in advance than it could have at work.
   const places = counter(order.filter((call) => isOpen(call) && call.rules.rate_limited === true && (call.placed || isBusy(call))))
   for (const [i, call] of order.entries()) {
@@ -28,7 +32,9 @@ export function startable (run: ActiveRun, phase: BatchPhase, now: number): Call
     const free = call.status === 'pending' && call.worker === null && call.fault === null && call.ready_at <= now && awaited(call) === null
     if (free && Object.keys(call.after).length === 0 && !isHeldUp(order, i) && (most === undefined || busy.of(call) < most)) {
       const another = limited === true && !call.placed
-      if (!another || places.of(call) < run.limits.max_tool_concurrency) {
+      if (isSuspect(call)) {
+        suspect ??= call
+      } else if (!another || places.of(call) < run.limits.max_tool_concurrency) {
         busy.add(call)
         if (another) places.add(call)
         found.push(call)
@@ -37,8 +43,11 @@ export function startable (run: ActiveRun, phase: BatchPhase, now: number): Call
     }
     if (!parallel) break
   }
-  return found
+  return suspect !== null && atWork.length === 0 && found.length === 0 ? [suspect] : found
 }
+
+/** Whether this call may be what its workers died of. One death says nothing: it hits whatever a worker had in hand. */
+const isSuspect = (call: CallState): boolean => call.losses > 1
 
 /**
  * The calls that are to be raised as one suspension, once all that may start (`startable`) has been started: they need a person or the client, and nothing

@@ -78,6 +78,7 @@ export function createActionService (context: Context): Services['actions'] {
     const winners = decided.flatMap((json) => json == null ? [] : [JSON.parse(json) as DecisionDoc])
     const who = winners.map((one) => `${one.call_id}: ${one.decision}, ${one.decided_at}`).join('; ')
     const ids = winners.map((one) => one.call_id)
+    if (open && who === '') return callSettled('the time to decide is over', callIds)
     return open ? callSettled(`already decided (${who})`, ids) : suspensionResolved(suspensionId, who === '' ? 'superseded' : who, ids)
   }
 

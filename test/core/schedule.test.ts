@@ -87,6 +87,17 @@ t.test('N11: the longer nobody takes a job, the more rarely somebody looks, but 
   t.equal(due(scene.given(pass(90_000))), 50_000)
 })
 
+t.test('FAULTS F27: calls over which two workers died run alone, one by one, behind all others', async (t) => {
+  const scene = given(start({ limits: { max_tool_concurrency: 3 } }), work('w1'), by('w1', ask(...['a', 'b', 'c', 'd'].map((name) => call(name))), { calls: 3 }))
+  t.strictSame(claimed(scene), ['w1 a', 'w1 b', 'w1 c'])
+  t.strictSame(claimed(scene.given(lose('w1'), work('w2'))), ['w2 a', 'w2 b', 'w2 c'], 'one death says nothing')
+  t.strictSame(claimed(scene.given(lose('w2'), work('w3'))), ['w3 d'])
+  t.strictSame(claimed(scene.given(result('d'), work('w3'))), ['w3 a'])
+  t.strictSame(claimed(scene.given(lose('w3'), work('w4'))), ['w4 a'])
+  t.strictSame(claimed(scene.given(result('a'), work('w4'))), ['w4 b'])
+  t.strictSame(claimed(scene.given(result('b'), work('w4'))), ['w4 c'])
+})
+
 t.test('every claim names its worker, and the fence or attempt it holds', async (t) => {
   const scene = given(start(), work('w1'))
   t.strictSame(claimed(scene), ['w1 turn'])

@@ -110,7 +110,7 @@ story('J8: wrong decisions are refused with what is wrong, and change nothing', 
   t.match(late, { code: 'suspension_resolved', suspension_id: suspension, call_ids: [id], detail: new RegExp(`${id}: approve`) })
 })
 
-story('J9: of two decisions at once, on two API processes, one wins, and the other is told who', async (t, { model, tools, service, tool }) => {
+story('F38, J9: of two decisions at once, on two API processes, one wins, and the other is told who', async (t, { model, tools, service, tool }) => {
   const [one, two] = await Promise.all([service(), service()])
   model.otherwise(({ body }) => body.messages.at(-1)?.role === 'tool' ? say('done') : call({ id: 'a', name: 'pay', arguments: { value: 1 } }))
   for (let i = 0; i < 50; i++) {

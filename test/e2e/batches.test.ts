@@ -62,7 +62,7 @@ story('D3: the ledger does not change while a batch is open, then it changes onc
   t.same([...seen].filter((roles) => !allowed.includes(roles)), [])
 })
 
-story('D4: a call that takes too long fails with timeout, is aborted, and the batch closes', async (t, { model, tools, service, tool }) => {
+story('FAULTS F25, D4: a call that takes too long fails with timeout, is aborted, and the batch closes', async (t, { model, tools, service, tool }) => {
   const { client } = await service()
   model.script('conv:a', [call({ id: 'slow', name: 'hang', arguments: {} }, { id: 'quick', name: 'echo', arguments: { value: 'here' } }), say('done')])
   const { run, stream } = await client.finish({ input: 'conv:a', tools: [tool('hang', { timeout_ms: 150 }), tool('echo')] })
@@ -111,7 +111,7 @@ story('D10: results are matched by id, whatever the order they come in', async (
   }
 })
 
-story('D13: a call id that comes twice, or not at all, is two calls of our own', async (t, { model, tools, service, tool }) => {
+story('FAULTS F17, D13: a call id that comes twice, or not at all, is two calls of our own', async (t, { model, tools, service, tool }) => {
   const { client } = await service()
   model.script('conv:a', [
     call({ id: 'same', name: 'echo', arguments: { value: 1 } }, { id: 'same', name: 'echo', arguments: { value: 2 } }, { id: '', name: 'echo', arguments: { value: 3 } }),

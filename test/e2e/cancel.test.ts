@@ -168,7 +168,7 @@ story('cancel through another process than the one that works reaches it', async
   t.equal((await other.client.finish({ input: 'go on', conversation_id: run.conversation_id, tools: [tool('hang')] })).run.output, 'again')
 })
 
-story('cancels that race the end of a run: one terminal event, whoever wins', async (t, { model, service }) => {
+story('F35: cancels that race the end of a run: one terminal event, whoever wins', async (t, { model, service }) => {
   const { client } = await service()
   const gates = Array.from({ length: 12 }, () => latch())
   model.otherwise(({ conversation }) => delayed(say('done'), gates[Number(conversation.slice('conv:'.length))] ?? 0))

@@ -61,7 +61,7 @@ story('C2: a reader that is cut every few events, while they are produced, misse
   t.equal(frames.length, 125)
 })
 
-story('C2: reconnecting at every event id gives exactly the rest, by header and by query, and 204 at the end', async (t, { model, service, tool }) => {
+story('F86, C2: reconnecting at every event id gives exactly the rest, by header and by query, and 204 at the end', async (t, { model, service, tool }) => {
   const { client } = await service()
   model.script('conv:a', turnsOf(2, 3))
   const { run, stream } = await client.finish({ input: 'conv:a', tools: [tool('echo')] })
@@ -200,7 +200,7 @@ story('C11: every event says where it belongs and what it follows from', async (
   }
 })
 
-story('C14: a reader that reads nothing holds up nobody, and is cut off', async (t, { model, service, tool }) => {
+story('F83, C14: a reader that reads nothing holds up nobody, and is cut off', async (t, { model, service, tool }) => {
   const { client, app, url } = await service({ http: { stallMs: 3000, heartbeatMs: 500 } })
   const bytes = 600_000
   // Twenty megabytes of events, more than sockets hold; with the final answer beside them none of it goes to the model.

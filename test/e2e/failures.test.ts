@@ -105,13 +105,14 @@ story('F7: whatever a tool does fails only its own call', async (t, { model, ser
   t.equal(({} as Record<string, unknown>).polluted, undefined)
 })
 
-story('F8: a provider\'s 4xx fails the run once, and is not tried again', async (t, { model, service }) => {
+story('FAULTS F18, F8: a provider\'s 4xx fails the run once, and is not tried again', async (t, { model, service }) => {
   const { client } = await service()
   const cases: [reply: Reply, code: string][] = [
     [status(400, { message: 'canary-of-the-provider', type: 'invalid_request_error' }), 'provider_bad_request'],
     [status(400, { errorCode: 'context_length_exceeded' }), 'context_length_exceeded'],
     [status(401), 'provider_unauthorized'],
     [status(404), 'provider_model_not_found'],
+    [status(400, { errorCode: 'content_filter' }), 'content_filter'],
     [answer({ refusal: 'I would rather not.' }), 'refusal'],
     [answer({ text: 'half', finish: 'content_filter' }), 'content_filter']
   ]
@@ -125,7 +126,7 @@ story('F8: a provider\'s 4xx fails the run once, and is not tried again', async 
   }
 })
 
-story('F9, C5, C6: a 429 is tried again after what Retry-After says; one turn.started, one turn.completed, one run.created', async (t, { model, service }) => {
+story('FAULTS F10, F9, C5, C6: a 429 is tried again after what Retry-After says; one turn.started, one turn.completed, one run.created', async (t, { model, service }) => {
   const { client } = await service()
   model.script('conv:a', [status(429, { retryAfter: 1 }), say('at last')])
   const { run, stream } = await client.finish({ input: 'conv:a' })
@@ -139,7 +140,7 @@ story('F9, C5, C6: a 429 is tried again after what Retry-After says; one turn.st
   t.match(stream.events().find(({ type }) => type === 'turn.completed'), { attempt: 2, turn: 1 })
 })
 
-story('F9: 5xx and cut streams are tried again with a growing delay; nothing of a cut answer is kept', async (t, { model, service, tool, tools }) => {
+story('FAULTS F11, F9: 5xx and cut streams are tried again with a growing delay; nothing of a cut answer is kept', async (t, { model, service, tool, tools }) => {
   const { client } = await service()
   const gate = latch()
   const half = answer({ text: ['Half', ' an', ' answer'], calls: [{ name: 'echo', arguments: { value: 'never' } }] })
@@ -158,7 +159,7 @@ story('F9: 5xx and cut streams are tried again with a growing delay; nothing of 
   t.equal(tools.count(), 0, 'the call of a cut answer is not run')
 })
 
-story('F10: when the tries are used up the run fails, and says how often it tried', async (t, { model, service }) => {
+story('FAULTS F11, F10: when the tries are used up the run fails, and says how often it tried', async (t, { model, service }) => {
   const { client } = await service({ env: { INTERLOCK_MODEL_ATTEMPTS: '2' } })
   model.otherwise(() => status(500))
   const { run, stream } = await client.finish({ input: 'conv:a' })
@@ -225,7 +226,7 @@ story('F12: max_total_tokens, run_timeout_ms and length end a run as incomplete 
   t.match(length.run, { status: 'incomplete', stop_reason: 'length', output: 'and so on and', usage: { tool_calls: 0 } })
 })
 
-story('F13: after a failed, an incomplete and a cancelled run the conversation goes on', async (t, { model, tools, service, tool }) => {
+story('FAULTS F11, F13: after a failed, an incomplete and a cancelled run the conversation goes on', async (t, { model, tools, service, tool }) => {
   const { client } = await service()
   const gate = latch()
   const replies = [

@@ -9,7 +9,7 @@ const post = (client: Client, key: string, body: unknown = { input: 'conv:a' }, 
 
 const idOf = (answer: Answer): string => (JSON.parse(answer.text) as Run).id
 
-story('M5: the same key and body replays the first answer, whatever has become of the run', async (t, { model, service }) => {
+story('F52, M5: the same key and body replays the first answer, whatever has become of the run', async (t, { model, service }) => {
   const [{ client }, other] = await Promise.all([service(), service({ roles: { api: true, worker: false } })])
   model.otherwise(() => say('done'))
   const first = await post(client, 'key-1')

@@ -16,7 +16,7 @@ story('I10, I17: a message to an ended run is refused with the conversation to g
   t.same(told(model.requests()[1]), ['conv:a', 'first', 'and then?'])
 })
 
-story('I11: queued messages wait for the final answer, then the run goes on with them, in order', async (t, { model, tools, service, tool }) => {
+story('FAULTS F34, I11: queued messages wait for the final answer, then the run goes on with them, in order', async (t, { model, tools, service, tool }) => {
   const { client } = await service()
   model.script('conv:a', [call({ name: 'hold', arguments: { key: 'x', value: 'seen' } }), say('done'), say('really done')])
   const { run, stream } = await begin(client, { input: 'conv:a', tools: [tool('hold')] })
@@ -34,7 +34,7 @@ story('I11: queued messages wait for the final answer, then the run goes on with
   t.notOk(stream.types().some((type) => type.endsWith('.cancelled')))
 })
 
-story('I11: steer waits for the turn boundary and stops nothing', async (t, { model, tools, service, tool }) => {
+story('FAULTS F34, I11: steer waits for the turn boundary and stops nothing', async (t, { model, tools, service, tool }) => {
   const { client } = await service()
   const go = latch()
   model.script('conv:a', [delayed(call({ name: 'hold', arguments: { key: 'x', value: 'seen' } }), go), say('done')])

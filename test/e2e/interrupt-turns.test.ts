@@ -203,7 +203,7 @@ story('completed_calls discard: what had finished leaves the ledger too, and sta
   t.match(await client.calls(run.id), [{ status: 'completed', output: 'value of done' }, { status: 'cancelled' }])
 })
 
-story('I21: text an aborted call had streamed is not in the context, though readers have seen it', async (t, { model, service }) => {
+story('FAULTS F33, I21: text an aborted call had streamed is not in the context, though readers have seen it', async (t, { model, service }) => {
   const { client } = await service()
   model.script('conv:a', [heldAt(say(['half an ', 'answer']), 2, latch()), say('whole'), say('and again')])
   const { run, stream } = await begin(client, { input: 'conv:a' })

@@ -8,7 +8,7 @@ const env = { INTERLOCK_TOOLS_DIR: join(import.meta.dirname, '../support/tools')
 const deaf = { kind: 'module' as const, name: 'deaf_sleep' }
 interface Page { data: { call_id: string, reason: string, output: unknown }[] }
 
-story('D5: a result that comes after the timeout is kept with its reason, told, and never sent to the model', async (t, { model, service }) => {
+story('FAULTS F25, D5: a result that comes after the timeout is kept with its reason, told, and never sent to the model', async (t, { model, service }) => {
   const { client } = await service({ env })
   const go = latch()
   model.script('conv:a', [call({ name: 'deaf_sleep', arguments: { ms: 400, value: 'too late' } }), delayed(say('done'), go)])

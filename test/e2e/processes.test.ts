@@ -47,7 +47,7 @@ story('M7: history survives the death of every process, and is what the model ge
   ])
 })
 
-story('C2: a reader goes on at another API process, in the middle of a turn, and when its own is killed', async (t, { model, service, process }) => {
+story('F85, C2: a reader goes on at another API process, in the middle of a turn, and when its own is killed', async (t, { model, service, process }) => {
   const [one, two] = await Promise.all([process('api'), process('api'), service({ roles: { api: false, worker: true } })])
   const [middle, end] = [latch(), latch()]
   model.script('conv:a', [heldAt(heldAt(say(['One ', 'two ', 'three ', 'four.']), 4, end), 2, middle)])
@@ -72,7 +72,7 @@ story('C2: a reader goes on at another API process, in the middle of a turn, and
   t.same(first.types(), ['run.created', 'run.started', 'turn.started'])
 })
 
-story('SIGTERM: the turn under way is finished, streams are closed with retry:, exit code 0, another process goes on', async (t, { model, tools, service, process, tool }) => {
+story('F53: SIGTERM: the turn under way is finished, streams are closed with retry:, exit code 0, another process goes on', async (t, { model, tools, service, process, tool }) => {
   const leaving = await process('all')
   const gate = latch()
   model.script('conv:a', [delayed(call({ id: 'c1', name: 'echo', arguments: { value: 1 } }), gate), say('done')])
@@ -97,7 +97,7 @@ story('SIGTERM: the turn under way is finished, streams are closed with retry:, 
   t.equal(leaving.stderr(), '')
 })
 
-story('SIGTERM: what cannot be finished in time is handed over at once, exit code 0', async (t, { model, tools, service, process, tool }) => {
+story('F53: SIGTERM: what cannot be finished in time is handed over at once, exit code 0', async (t, { model, tools, service, process, tool }) => {
   const leaving = await process('worker', { INTERLOCK_GRACE_MS: '200' })
   const { client } = await service({ roles: { api: true, worker: false } })
   const gate = latch()

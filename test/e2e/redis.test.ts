@@ -6,7 +6,7 @@ import { story } from '../support/world.js'
 
 const range = (n: number) => Array.from({ length: n }, (_, i) => i)
 
-story('N12: Redis is killed and restarted under load: 503 within a second meanwhile, then everything goes on by itself', async (t, { model, tools, process, service, server, tool }) => {
+story('F60, N12: Redis is killed and restarted under load: 503 within a second meanwhile, then everything goes on by itself', async (t, { model, tools, process, service, server, tool }) => {
   const [worker, { client }] = await Promise.all([process('worker'), service({ roles: { api: true, worker: false } })])
   model.otherwise(({ n }) => n > 4 ? say('done') : call(...many(3, 'sleep', (i) => ({ ms: 30 * i, value: i }), `${n}c`)))
   const before = await Promise.all(range(12).map((i) => client.start({ input: `conv:${i}`, tools: [tool('sleep', { effects: 'read' })] })))

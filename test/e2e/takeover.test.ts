@@ -10,7 +10,7 @@ const worker = { roles: { api: false, worker: true } }
 /** Executions by call, in order. */
 const executions = (attempts: Attempt[], key: string) => attempts.filter(({ args }) => args.key === key)
 
-story('B7: a worker killed in an LLM call: another takes over, the late first reply is nothing, one final answer', async (t, { model, service, process }) => {
+story('FAULTS F2, B7: a worker killed in an LLM call: another takes over, the late first reply is nothing, one final answer', async (t, { model, service, process }) => {
   const [doomed, { client }] = await Promise.all([process('worker'), service(api)])
   const gates = [latch(), latch()]
   model.script('conv:a', ({ n }) => heldAt(say(['The answer ', `of ${n}`]), 2, gates[n - 1] ?? 0))
@@ -30,7 +30,7 @@ story('B7: a worker killed in an LLM call: another takes over, the late first re
   t.equal(model.requests().length, 2)
 }, { env })
 
-story('D11: a worker killed in a batch: what is done stays done, read and idempotent calls run again under the same key, a write is outcome_unknown', async (t, { model, tools, service, process, tool }) => {
+story('FAULTS F20, D11: a worker killed in a batch: what is done stays done, read and idempotent calls run again under the same key, a write is outcome_unknown', async (t, { model, tools, service, process, tool }) => {
   const [doomed, { client }] = await Promise.all([process('worker'), service(api)])
   const keys = ['done', 'read', 'idempotent', 'write']
   model.script('conv:a', [call(...keys.map((key) => ({ id: key, name: key, arguments: { key, value: key } }))), say('over')])
@@ -64,7 +64,7 @@ story('D11: a worker killed in a batch: what is done stays done, read and idempo
   t.equal(model.requests().length, 2)
 }, { env })
 
-story('B7, M6: a worker frozen past its lock has lost it: what it says when it wakes changes nothing', async (t, { model, tools, service, process, tool }) => {
+story('FAULTS F8, B7, M6: a worker frozen past its lock has lost it: what it says when it wakes changes nothing', async (t, { model, tools, service, process, tool }) => {
   const [frozen, { client }] = await Promise.all([process('worker'), service(api)])
   const gates = [latch(), latch()]
   model.script('conv:llm', ({ n }) => delayed(say(`answer ${n}`), gates[n - 1] ?? 0))
@@ -93,7 +93,7 @@ story('B7, M6: a worker frozen past its lock has lost it: what it says when it w
   t.match(await client.calls(called.id), [{ status: 'completed', attempt: 2 }])
 }, { env, except: ['overlap'] })
 
-story('all workers dead while the API lives: nothing is lost, and all of it is done when one starts', async (t, { model, tools, service, process, tool }) => {
+story('FAULTS F28: all workers dead while the API lives: nothing is lost, and all of it is done when one starts', async (t, { model, tools, service, process, tool }) => {
   const [doomed, { client }] = await Promise.all([process('worker'), service(api)])
   model.otherwise(({ conversation, n }) => n === 1 ? call({ id: 'c1', name: 'hold', arguments: { key: 'x', value: conversation } }) : say('done'))
   const hold = tool('hold', { effects: 'read' })

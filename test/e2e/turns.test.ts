@@ -144,7 +144,7 @@ story('B9: each request holds the results of its own conversation, all of them, 
   }
 })
 
-story('B11: jobs that are delivered again and again start no turn and no call twice', async (t, world) => {
+story('FAULTS F24, B11: jobs that are delivered again and again start no turn and no call twice', async (t, world) => {
   const { model, tools, service, tool } = world
   const [{ client }] = await Promise.all([service(), service()])
   const again = await duplicates(t, world)

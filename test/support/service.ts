@@ -124,6 +124,7 @@ export function spawnProcess (t: Owner, kind: ProcessKind, env: Env): SpawnedPro
 /** A process of the service that works. */
 export async function startProcess (t: Owner, kind: ProcessKind, env: Env): Promise<ServiceProcess> {
   const { listening, ready, ...rest } = spawnProcess(t, kind, env)
-  const [url] = await within(Promise.all([listening, ready]), () => `the ${kind} process is not ready: ${rest.stderr()}`)
+  // Several may start at once, on a machine that is busy already.
+  const [url] = await within(Promise.all([listening, ready]), () => `the ${kind} process is not ready: ${rest.stderr()}`, 120_000)
   return { ...rest, url, client: createClient(url) }
 }
