@@ -44,9 +44,10 @@ const SLACK_MS = 50
 /**
  * - `deltas`: streamed text may have holes, because Redis was away and deltas are not stored.
  * - `overlap`: two LLM calls of a conversation may be open at once, because a process was frozen and cannot close its own.
+ * - `requests`: the caller judges them, who knows which processes were killed, frozen or cut off.
  * - `waits`: calls wait for each other or for a person, so they start in another order, or are answered without a start.
  */
-export type Exception = 'deltas' | 'overlap' | 'waits'
+export type Exception = 'deltas' | 'overlap' | 'requests' | 'waits'
 
 /** What is wrong with a conversation, whatever was done to it, in sentences; empty when nothing is. Runs may still be active. */
 export function judge (evidence: Evidence, except: Exception[] = []): string[] {
@@ -57,7 +58,7 @@ export function judge (evidence: Evidence, except: Exception[] = []): string[] {
   judgeTurns(evidence, wrong)
   judgeBatches(evidence, except.includes('waits'), wrong)
   judgeLedger(evidence, wrong)
-  judgeRequests(evidence, !except.includes('overlap'), wrong)
+  if (!except.includes('requests')) judgeRequests(evidence, !except.includes('overlap'), wrong)
   judgeAttempts(evidence, wrong)
   for (const stream of evidence.streams) judgeStream(stream, evidence.events, !except.includes('deltas'), wrong)
   return faults

@@ -71,6 +71,8 @@ export interface RedisProxy {
   connections: () => number
   /** The commands that came so far, counted by script or name. */
   seen: () => Record<string, number>
+  /** Is told of every command as it comes. */
+  watch: (see: (command: RedisCommand) => void) => void
   /**
    * Holds the command that has `text`. `answered`: it was forwarded, and the promise resolves when Redis has answered it; `unsent`: it was not. Whoever
    * is then killed has died at exactly that point.
@@ -115,6 +117,7 @@ export async function redisProxy (t: Pick<Test, 'teardown'>, redisUrl: string): 
   const counts = new Map<string, number>()
   let rules: Rule[] = []
   let kill = () => {}
+  let see = (_: RedisCommand) => {}
   let latency = 0
   const blocked = { requests: false, replies: false }
 
@@ -131,6 +134,7 @@ export async function redisProxy (t: Pick<Test, 'teardown'>, redisUrl: string): 
         const command = commandOf(frame)
         const name = command.script ?? command.name
         counts.set(name, (counts.get(name) ?? 0) + 1)
+        see(command)
         one.requests.push({ frame, command, at: performance.now() + latency })
       }
       pumpRequests(one)
@@ -311,6 +315,7 @@ export async function redisProxy (t: Pick<Test, 'teardown'>, redisUrl: string): 
     },
     connections: () => connections.size,
     seen: () => Object.fromEntries(counts),
+    watch: (looking) => { see = looking },
     cut: async (text, at) => {
       await proxy.on({ match: { text }, act: at === 'answered' ? 'unanswered' : 'unsent' }).fired
     }

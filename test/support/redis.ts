@@ -62,7 +62,7 @@ export interface PrivateRedis {
  *
  * @param options `cluster`: a cluster of this one node, which enforces hash tags like a large one. `args`: more of its settings.
  */
-export async function privateRedis (t: Test, options: { tcp?: boolean, cluster?: boolean, args?: string[] } = {}): Promise<PrivateRedis> {
+export async function privateRedis (t: Pick<Test, 'teardown'>, options: { tcp?: boolean, cluster?: boolean, args?: string[] } = {}): Promise<PrivateRedis> {
   const { bin } = await obtainServer(undefined, silent)
   const dir = mkdtempSync(join(tmpdir(), 'interlock-'))
   const socket = join(dir, 'redis.sock')

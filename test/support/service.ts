@@ -89,7 +89,7 @@ process.once('exit', () => {
 })
 
 /** A process of the service, killed with `t` if it still runs. Nothing is waited for: `startProcess` does. */
-export function spawnProcess (t: Test, kind: ProcessKind, env: Env): SpawnedProcess {
+export function spawnProcess (t: Pick<Test, 'teardown'>, kind: ProcessKind, env: Env): SpawnedProcess {
   const [entry = '', ...args] = ENTRY[kind]
   const child = spawn(process.execPath, ['--enable-source-maps', join(compiled(), entry), ...args], {
     env: { PATH: process.env.PATH, PORT: '0', INTERLOCK_WORKER_PORT: '0', LOG_LEVEL: 'info', ...env },
