@@ -50,7 +50,7 @@ export function wasted (events: Event[], requested: Set<string>): Record<string,
     if (event.type !== 'turn.retrying' && event.type !== 'turn.cancelled') continue
     const tries = event.type === 'turn.cancelled' ? [...requested].filter((id) => id.startsWith(`${event.run_id}.${event.turn}.`)).length > 0 : requested.has(`${event.run_id}.${event.turn}.${attempt}`)
     if (!tries) continue
-    const reason = event.type === 'turn.cancelled' ? `cancelled: ${String(event.reason)}` : String(event.reason)
+    const reason = event.type === 'turn.cancelled' ? `cancelled: ${String(event.reason).replace(/ .*/, '')}` : String(event.reason)
     counts[reason] = (counts[reason] ?? 0) + 1
   }
   return counts

@@ -37,6 +37,8 @@ export interface Fleet {
   urls: () => string[]
   /** Resolves when every place has a process that works. */
   whole: () => Promise<void>
+  /** Ends them all. */
+  close: () => Promise<void>
 }
 
 export const CALLER = 'sk-canary-of-'
@@ -52,10 +54,6 @@ export async function openFleet (
   const members: Member[] = []
   const restarts = new Set<NodeJS.Timeout>()
   let closed = false
-  t.teardown(() => {
-    closed = true
-    for (const timer of restarts) clearTimeout(timer)
-  })
 
   function start (place: Place): Member {
     const id = `${place.name}.${members.length + 1}`
@@ -119,6 +117,11 @@ export async function openFleet (
       member.process.signal('SIGCONT')
     },
     urls: () => places.flatMap(({ kind, member }) => kind === 'api' && member?.url != null ? [member.url] : []),
+    async close () {
+      closed = true
+      for (const timer of restarts) clearTimeout(timer)
+      await Promise.all(members.map(({ process }) => process.kill()))
+    },
     async whole () {
       for (const place of places) {
         for (;;) {

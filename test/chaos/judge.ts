@@ -106,12 +106,13 @@ function judgeRequests ({ journal, lapseMs, said }: Case, { events, requests }: 
     const reason = String(event.reason)
     const at = Date.parse(event.time)
     const [request] = byId.get(before) ?? []
+    // Whatever was done since the try began may have ended it; that is seen when there is somebody to see it.
+    const began = Date.parse(tries.get(before)?.time ?? event.time) - lapseMs
     if (reason.startsWith('provider') || reason.startsWith('rate') || reason.startsWith('stream')) {
       const own = said.get(before)?.fault ?? null
-      if (own === null && !journal.explains(request === undefined ? 'any' : [callerOf(request)], at - lapseMs, at)) wrong(`I1b: ${before} is tried again for ${reason}, though the provider answered`)
-    } else {
-      const since = request === undefined ? at - lapseMs : Math.min(timesOf(request).from, at - lapseMs)
-      if (!journal.explains(request === undefined ? 'any' : [callerOf(request)], since, at)) wrong(`I1b: ${before} is tried again for ${reason}, though nothing was done to its worker`)
+      if (own === null && !journal.explains(request === undefined ? 'any' : [callerOf(request)], began, at)) wrong(`I1b: ${before} is tried again for ${reason}, though the provider answered`)
+    } else if (!journal.explains(request === undefined ? 'any' : [callerOf(request)], began, at)) {
+      wrong(`I1b: ${before} is tried again for ${reason}, though nothing was done to its worker`)
     }
   }
   const inOrder = [...requests].sort((a, b) => a.arrivedAt - b.arrivedAt)

@@ -124,7 +124,7 @@ export function createNemesis ({ random, fleet, journal, server, direct, prefix,
     if (member === null) return
     const [point, match] = random.pick(Object.entries(POINTS))
     const ms = random.int(200, 1500)
-    const rule = member.place.proxy.on({ match, nth: random.int(1, 3), act, kill, ms })
+    const rule = member.place.proxy.on({ match, nth: random.pick([1, 1, 2]), act, kill, ms })
     const fired = await Promise.race([rule.fired.then(() => true), sleep(AMBUSH_MS, false)])
     rule.cancel()
     if (!fired) return

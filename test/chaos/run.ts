@@ -61,18 +61,19 @@ const HOPELESS_MS = 90_000
 
 /** Runs the service under a workload and a nemesis, in rounds, and judges every conversation. */
 export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 2, workers = 3, conversations = 10, brief = false, say = () => {} }: ChaosOptions): Promise<Chaos> {
-  const started = now()
   const violations: string[] = []
   let folder: string | null = null
-  const journal = openJournal()
-  t.teardown(journal.close)
   let faulty = true
   const [server, model, tools] = await Promise.all([privateRedis(t), startModelServer(), startToolServer()])
   t.teardown(() => Promise.all([model.close(), tools.close()]))
   const said = provide(model, seed, () => faulty)
   const direct = new Redis(server.url, { maxRetriesPerRequest: 1, commandTimeout: 2000, retryStrategy: () => 50 })
   direct.on('error', () => { /* it is killed now and then */ })
-  t.teardown(() => direct.disconnect())
+  const journal = openJournal(() => direct.ping())
+  t.teardown(() => {
+    journal.close()
+    direct.disconnect()
+  })
   const keys = createKeys('il', 16)
   const fleet = await openFleet(t, {
     redisUrl: server.url,
@@ -251,7 +252,7 @@ export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 
     await settled('locks are held at rest', () => scan('*:lock'))
     await settled('jobs are active at rest', () => direct.lrange('{il-queue}:advance:active', 0, -1))
     await settled('conversations are due at rest', async () => {
-      const due = await Promise.all(Array.from({ length: 16 }, (_, i) => direct.zrange(keys.due(i), 0, -1)))
+      const due = await Promise.all(Array.from({ length: 16 }, (_, i) => direct.zrange(keys.due(i), '0', '-1')))
       return due.flat()
     })
     for (const { conversation, deleted } of sessions) {
@@ -306,10 +307,12 @@ export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 
     return folder
   }
 
+  const started = now()
   for (let number = 1; now() - started < minutes * 60_000; number++) {
     await round(number)
     if (brief && violations.length > 0) break
   }
+  await fleet.close()
   figures.recovery = Object.fromEntries([...recovery].map(([kind, times]) => [kind, spread(times)]))
   figures.violations = violations.length
   return { figures, violations, folder }
