@@ -70,7 +70,7 @@ export function page (figures: Figures): string {
     '',
     '| | |', '| --- | --- |',
     `| conversations, runs | ${figures.conversations}, ${Object.values(figures.runs).reduce((a, b) => a + b, 0)} (${list(figures.runs)}) |`,
-    `| requests of clients, connections of readers | ${figures.requests}, ${figures.streams} |`,
+    `| requests of clients; of these messages in mid-run; connections of readers | ${figures.requests}; ${figures.messages}; ${figures.streams} |`,
     `| processes killed | ${figures.kills} |`,
     `| faults | ${list(figures.faults)} |`,
     `| LLM calls; without use | ${figures.llm_calls}; ${list(figures.wasted)} |`,

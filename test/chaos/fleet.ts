@@ -41,6 +41,9 @@ export interface Fleet {
   close: () => Promise<void>
 }
 
+/** A process starts in a second or two, and on a machine that does ten other things in a minute or two. Milliseconds. */
+const PATIENCE_MS = 240_000
+
 export const CALLER = 'sk-canary-of-'
 
 /** `wrong` is told of processes that end by themselves, complain, or do not end as they should. */
@@ -104,7 +107,7 @@ export async function openFleet (
       member.doomed = true
       member.process.signal('SIGTERM')
       start(member.place)
-      const { code, signal } = await within(member.process.exited, () => `${member.id} does not end on SIGTERM`, 60_000)
+      const { code, signal } = await within(member.process.exited, () => `${member.id} does not end on SIGTERM`, PATIENCE_MS)
       // A second signal may have been stronger.
       if (code !== 0 && signal !== 'SIGKILL') wrong(`${member.id} ended with ${code ?? signal} on SIGTERM: ${member.process.stderr().slice(0, 500)}`)
     },
@@ -126,7 +129,7 @@ export async function openFleet (
       for (const place of places) {
         for (;;) {
           const { member } = place
-          if (member !== null && await within(member.process.ready.then(() => true, () => false), () => `${member.id} does not become ready`, 90_000)) break
+          if (member !== null && await within(member.process.ready.then(() => true, () => false), () => `${member.id} does not become ready: ${member.process.logs.slice(-5).join('\n')}`, PATIENCE_MS)) break
           await new Promise((resolve) => setTimeout(resolve, 100))
         }
       }
