@@ -1,7 +1,7 @@
 import type { ServerResponse } from 'node:http'
 import fp from 'fastify-plugin'
 import type { FastifyReply } from 'fastify'
-import { tooManyStreams, unavailable } from '../src/errors.js'
+import { ProblemError, tooManyStreams, unavailable } from '../src/errors.js'
 import { errorFacts, requestFacts } from '../src/http/request-log.js'
 import { frameOf } from '../src/http/sse-frame.js'
 import type { LiveItem } from '../src/services/services.js'
@@ -104,7 +104,9 @@ export default fp(async (app) => {
       }
     } catch (error) {
       if (!signal.aborted) {
-        request.log.error({ ...requestFacts(request), error: errorFacts(error) }, 'stream failed')
+        // Redis away is no error of ours: the reader comes back, as whoever is answered 503 does.
+        const level = error instanceof ProblemError && error.code === 'unavailable' ? 'warn' : 'error'
+        request.log[level]({ ...requestFacts(request), error: errorFacts(error) }, 'stream failed')
         write(stream, retry())
       }
     }

@@ -513,7 +513,7 @@ t.test('a stream whose source fails ends, and the reader goes on from where it w
   const reader = await read(`${origin}/runs/${id}/events`)
   t.strictSame(ids(await reader.rest()), ['1'])
   t.match(logs.find(({ msg }) => msg === 'stream failed'), {
-    level: 50, route: '/runs/:run_id/events', run_id: id, error: { type: 'ProblemError', code: 'unavailable', cause: { message: 'Connection is closed.' } }
+    level: 40, route: '/runs/:run_id/events', run_id: id, error: { type: 'ProblemError', code: 'unavailable', cause: { message: 'Connection is closed.' } }
   })
   fake.services.events.live = live
   fake.end(id)

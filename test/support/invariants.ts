@@ -44,10 +44,11 @@ const SLACK_MS = 50
 /**
  * - `deltas`: streamed text may have holes, because Redis was away and deltas are not stored.
  * - `overlap`: two LLM calls of a conversation may be open at once, because a process was frozen and cannot close its own.
+ * - `requests`: the caller judges LLM requests, who knows which processes were killed, frozen or cut off.
  * - `rollback`: Redis has lost what it had acknowledged, so models, tools and readers know of a time that never was.
  * - `waits`: calls wait for each other or for a person, so they start in another order, or are answered without a start.
  */
-export type Exception = 'deltas' | 'overlap' | 'rollback' | 'waits'
+export type Exception = 'deltas' | 'overlap' | 'requests' | 'rollback' | 'waits'
 
 /** What is wrong with a conversation, whatever was done to it, in sentences; empty when nothing is. Runs may still be active. */
 export function judge (evidence: Evidence, except: Exception[] = []): string[] {
@@ -59,7 +60,7 @@ export function judge (evidence: Evidence, except: Exception[] = []): string[] {
   judgeBatches(evidence, except.includes('waits'), wrong)
   judgeLedger(evidence, wrong)
   if (!except.includes('rollback')) {
-    judgeRequests(evidence, !except.includes('overlap'), wrong)
+    if (!except.includes('requests')) judgeRequests(evidence, !except.includes('overlap'), wrong)
     judgeAttempts(evidence, wrong)
   }
   judgeIds(evidence, wrong)

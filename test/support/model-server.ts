@@ -48,6 +48,8 @@ export interface ModelServer {
   /** All requests a provider would have refused; each was answered with 400. A test ends by asserting that there are none. */
   violations: Violation[]
   stats: () => ModelServerStats
+  /** Forgets the requests so far, so that a long run does not fill the memory. */
+  forget: () => void
   close: () => Promise<void>
 }
 
@@ -229,6 +231,7 @@ export async function startModelServer ({ keep = true, models = ['test'] }: { ke
     maxInFlight,
     violations,
     stats,
+    forget: () => { requests.splice(0) },
     close: () => new Promise((resolve) => {
       server.close(() => resolve())
       server.closeAllConnections()
