@@ -19,7 +19,7 @@ interface DecisionDoc { call_id: string, decided_at: string, decision: string }
 interface Settled { run_id: string, turn: number, attempt: number, seq: number, status: string, error?: CallError }
 
 /** What people and clients answer a run that waits for them. */
-export function createActionService (context: Context): Services['actions'] {
+export function createActionService (context: Pick<Context, 'store' | 'executed' | 'clock' | 'tools'>): Services['actions'] {
   const { store, executed, clock, tools } = context
 
   const outcomeOf = (output: unknown, maxChars: number): CallOutcome => ({ status: 'completed', output, ...forModel(output, maxChars) })

@@ -45,14 +45,14 @@ function isConnectionError (error: unknown): boolean {
 }
 
 /** The row of a conversation, if it is the caller's. */
-export async function rowOf ({ store }: Context, caller: Caller, conversation: string): Promise<Row> {
+export async function rowOf ({ store }: Pick<Context, 'store'>, caller: Caller, conversation: string): Promise<Row> {
   const row = await store.load(conversation)
   if (row === null || row.state.tenant !== caller.tenant) throw notFound('conversation')
   return row
 }
 
 /** The conversation a run belongs to, if it is the caller's. */
-export async function conversationOf ({ store }: Context, caller: Caller, runId: string): Promise<string> {
+export async function conversationOf ({ store }: Pick<Context, 'store'>, caller: Caller, runId: string): Promise<string> {
   const conversation = await store.findRun(caller.tenant, runId)
   if (conversation === null) throw notFound('run')
   return conversation

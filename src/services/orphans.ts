@@ -9,7 +9,7 @@ import { answering, conversationOf, rowOf, type Context } from './context.js'
 import type { Services } from './services.js'
 
 /** Results that came too late: to see, to discard, or to hand to the model after all. */
-export function createOrphanService (context: Context): Services['orphans'] {
+export function createOrphanService (context: Pick<Context, 'store' | 'executed' | 'clock'>): Services['orphans'] {
   const { store, executed, clock } = context
 
   const keptOf = (state: State, runId: string): Kept[] => {

@@ -101,7 +101,7 @@ story('F62: the append-only file is cut at 20 random places: it starts, every co
         const row = await store.load(id)
         if (row === null) continue
         t.ok(row.epoch > 1)
-        t.same([...checkState(row.state), ...checkLedger(row.state, await createLedgerCache(store).read(id, row))], [])
+        t.same([...checkState(row.state), ...checkLedger(row.state, await createLedgerCache(store, Date).read(id, row))], [])
         t.same((await store.log(id, 0, 10_000)).map(({ seq }) => seq), range(row.state.seq).map((i) => i + 1))
       }
     })

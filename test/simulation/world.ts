@@ -5,7 +5,6 @@ import { docNames } from '../../src/core/draft.js'
 import { createKeys } from '../../src/store/keys.js'
 import type { Event } from '../../src/core/event.js'
 import { createActionService } from '../../src/services/actions.js'
-import type { Context } from '../../src/services/context.js'
 import { createOrphanService } from '../../src/services/orphans.js'
 import type { Limiter } from '../../src/store/limiter.js'
 import { createMemoryLimiter } from '../../src/store/memory-limiter.js'
@@ -301,7 +300,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
       engine = createEngine({ ...shared, presence, leases, limiter, model: provider.modelOf(machine), random: chance.next })
     }
     const executed: Executed = engine ?? createExecute(shared, null)
-    const context: Context = { ...shared, keys, executed, defaultModel: null, parallelTools: true }
+    const context = { ...shared, executed }
     const entrance = role === 'worker' ? null : { machine, executed, store, actions: createActionService(context), orphans: createOrphanService(context) }
     const process = { controls, engine, entrance, stopping: false }
     running.set(number, process)
@@ -378,9 +377,10 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
     const calls = told.flatMap((event) => event.type === 'turn.completed' ? (event.tool_calls as { call_id: string }[]).map((call) => call.call_id) : [])
     const shown = await store.docs(conversation, calls.map(docNames.call))
     const asked = new Map(calls.map((id, i) => [id, shown[i] == null ? null : (JSON.parse(shown[i]) as { arguments: unknown }).arguments]))
-    const context = { store, clock: { now: () => timeline.now() }, executed: null, feed: memory.feed, keys } as unknown as Context
+    // It only reads here.
+    const orphansOf = createOrphanService({ store, clock: { now: () => timeline.now(), after: () => () => {} }, executed: null as never })
     for (const run of new Set(told.flatMap((event) => event.type === 'tool.orphaned' ? runOfCall.get(event.call_id as string) ?? [] : []))) {
-      orphans.set(run, (await createOrphanService(context).list({ tenant: 'tenant', operation: '' }, run)).data.map((one) => one.call_id))
+      orphans.set(run, (await orphansOf.list({ tenant: 'tenant', operation: '' }, run)).data.map((one) => one.call_id))
     }
     stored.set(conversation, {
       ledger: await store.ledger(conversation, 0),

@@ -209,7 +209,7 @@ type AnyReply = { text: string, finish_reason: string, calls: Omit<ModelCall, 'c
 type AnyWord = AnyReply | { delay_ms: number, next_model: boolean } | 'failure'
 const anyReply = fc.oneof<fc.MaybeWeightedArbitrary<AnyWord>[]>(
   { weight: 8, arbitrary: fc.record({ text: fc.constantFrom('', 'let me look'), finish_reason: fc.constant('tool_calls'), calls: fc.array(anyCall, { minLength: 1, maxLength: 5 }), usage: fc.boolean() }) },
-  { weight: 3, arbitrary: fc.record({ text: fc.constantFrom('done', ''), finish_reason: fc.constantFrom('stop', 'stop', 'length'), calls: fc.constant([]), usage: fc.boolean() }) },
+  { weight: 3, arbitrary: fc.record({ text: fc.constantFrom('done', ''), finish_reason: fc.constantFrom('stop', 'stop', 'length'), calls: fc.constant<AnyReply['calls']>([]), usage: fc.boolean() }) },
   { weight: 2, arbitrary: fc.record({ delay_ms: fc.constantFrom(0, 400, 20_000), next_model: fc.boolean() }) },
   { weight: 1, arbitrary: fc.constant('failure' as const) }
 )
