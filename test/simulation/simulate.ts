@@ -10,6 +10,8 @@ import { describeFault } from './faults.js'
 import { judge } from './judge.js'
 import { simulate } from './world.js'
 
+const EVERY_MS = process.stderr.isTTY ? 200 : 5000
+
 const { values } = parseArgs({
   options: { seeds: { type: 'string', default: '1000' }, from: { type: 'string', default: '1' }, seed: { type: 'string' }, without: { type: 'string', default: '' }, keep: { type: 'boolean', default: false }, brief: { type: 'boolean', default: false } }
 })
@@ -52,8 +54,6 @@ async function search (from: number, count: number): Promise<void> {
   say(`${count} seeds from ${from}: ${failed.length} failed; ${seconds.toFixed(1)} s, ${speed}, ${Math.round(happened / count)} steps per seed`)
   if (failed.length > 0) process.exitCode = 1
 }
-
-const EVERY_MS = process.stderr.isTTY ? 200 : 5000
 
 /** Says now and then how far it is, on stderr: what is printed is the result. */
 function progress (count: number, quiet: boolean): (done: number, failed: number) => void {
