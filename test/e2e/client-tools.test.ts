@@ -131,7 +131,7 @@ story('D5: an output that comes after its time, before anybody has looked, is an
 story('E15: what a client tool may be told works for it: max_calls, max_concurrency, resources, exclusive, approval', async (t, { model, service }) => {
   const { client } = await service()
   const walk = async (over: Partial<typeof locate>, n: number): Promise<string[][]> => {
-    const input = `conv:${Object.keys(over).join()}`
+    const input = `conv:${Object.keys(over).join('-')}`
     model.script(input, [call(...many(n, 'locate', (i) => ({ i }))), say('done')])
     const { run, stream } = await begin(client, { input, tools: [{ ...locate, ...over }] })
     const groups: string[][] = []
