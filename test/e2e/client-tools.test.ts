@@ -79,3 +79,75 @@ story('a client tool with a time of its own fails with timeout when no output co
   t.equal((await submit(client, run, [{ call_id: waiting?.call_id as string, output: 'late' }])).status, 409)
   t.match((await client.get<{ data: object[] }>(`/runs/${run.id}/orphans`)).data, [{ reason: 'timeout', output: 'late' }])
 })
+
+story('D8: outputs of which one is for no call of the client\'s change nothing: not one is taken, and not one is kept as an orphan', async (t, { model, service, tool }) => {
+  const { client } = await service()
+  model.script('conv:a', [
+    call({ id: 'a', name: 'locate', arguments: {} }, { id: 'b', name: 'echo', arguments: { value: 1 } }),
+    call({ id: 'c', name: 'locate', arguments: {} }, { id: 'd', name: 'locate', arguments: {} }, { id: 'p', name: 'pay', arguments: {} }), say('done')
+  ])
+  model.script('conv:b', [call({ id: 'a', name: 'locate', arguments: {} })])
+  const pay = tool('echo', { name: 'pay', approval: 'always' })
+  const { run, stream } = await begin(client, { input: 'conv:a', tools: [locate, tool('echo'), pay] })
+  const other = await begin(client, { input: 'conv:b', tools: [locate] })
+  const { calls: [foreign] } = await asked(client, other.run, other.stream)
+  const { calls: [first] } = await asked(client, run, stream)
+  await submit(client, run, [{ call_id: first?.call_id as string, output: 'first' }])
+  await stream.event('run.requires_action', () => stream.types().filter((type) => type === 'run.requires_action').length === 2)
+  const { calls: waiting } = (await client.run(run.id)).required_action as RequiredAction
+  const [, echoed] = await client.calls(run.id)
+  const late = { call_id: first?.call_id as string, output: 'second thoughts' }
+  const open = { call_id: waiting[0]?.call_id as string, output: 'here' }
+  const { version } = await client.conversation(run.conversation_id)
+  const forged: [string, string | undefined][] = [
+    ['unknown', 'call_01ARZ3NDEKTSV4RRFFQ69G5FAV'], ['of another run', foreign?.call_id], ['of another tool', echoed?.call_id], ['a person\'s', waiting[2]?.call_id]
+  ]
+  for (const [what, id] of forged) {
+    const wrong = { call_id: id as string, output: 'forged' }
+    for (const outputs of [[wrong], [late, wrong], [wrong, late], [open, wrong, late]]) {
+      t.match(problemIn(await submit(client, run, outputs)), { status: 404, code: 'not_found' }, `${what}, beside ${outputs.length - 1} others`)
+    }
+  }
+  t.equal((await client.conversation(run.conversation_id)).version, version)
+  t.match(problemIn(await submit(client, run, [late, open])), { status: 409, code: 'call_settled', call_ids: [late.call_id] })
+  t.equal((await client.run(run.id)).required_action?.calls.length, 3, 'what is open stays open')
+  t.match((await client.get<{ data: object[] }>(`/runs/${run.id}/orphans`)).data, [{ call_id: late.call_id, output: 'second thoughts' }])
+  await Promise.all([client.cancel(run.id), client.cancel(other.run.id)])
+  await Promise.all([stream.ended, other.stream.ended])
+})
+
+story('D5: an output that comes after its time, before anybody has looked, is an orphan like any other', async (t, { model, service }) => {
+  const { client } = await service({ env: { INTERLOCK_SWEEP_MS: '60000' } })
+  model.script('conv:a', [call({ id: 'a', name: 'locate', arguments: {} }), say('done')])
+  const { run, stream } = await begin(client, { input: 'conv:a', tools: [{ ...locate, timeout_ms: 1 }] })
+  const [waiting] = (await client.calls(run.id)).length > 0 ? await client.calls(run.id) : []
+  const id = waiting?.call_id ?? (await stream.event('tool.started')).call_id as string
+  await stream.event('run.requires_action')
+  t.match(problemIn(await submit(client, run, [{ call_id: id, output: 'late' }])), { status: 409, call_ids: [id] })
+  await stream.ended
+  t.match((await client.get<{ data: object[] }>(`/runs/${run.id}/orphans`)).data, [{ reason: 'timeout', output: 'late' }])
+})
+
+story('E15: what a client tool may be told works for it: max_calls, max_concurrency, resources, exclusive, approval', async (t, { model, service }) => {
+  const { client } = await service()
+  const walk = async (over: Partial<typeof locate>, n: number): Promise<string[][]> => {
+    const input = `conv:${Object.keys(over).join('-')}`
+    model.script(input, [call(...many(n, 'locate', (i) => ({ i }))), say('done')])
+    const { run, stream } = await begin(client, { input, tools: [{ ...locate, ...over }] })
+    const groups: string[][] = []
+    while (await Promise.race([stream.ended.then(() => false), stream.event('run.requires_action', () => stream.types().filter((type) => type === 'run.requires_action').length > groups.length)])) {
+      const action = (await client.run(run.id)).required_action as RequiredAction
+      groups.push(action.calls.map(({ kind, arguments: args }) => `${kind} ${String((args as { i: number }).i)}`))
+      const ids = action.calls.map(({ call_id: id }) => id)
+      if (action.kind === 'approval') await client.request('POST', `/runs/${run.id}/decisions`, { body: { suspension_id: action.suspension_id, decisions: ids.map((id) => ({ call_id: id, decision: 'approve' })) } })
+      else await submit(client, run, ids.map((id) => ({ call_id: id, output: 'here' })))
+    }
+    return [...groups, (await client.calls(run.id)).map(({ status, error }) => error?.code ?? status)]
+  }
+  t.same(await walk({ max_calls: 2 } as object, 3), [['client_tool 0', 'client_tool 1'], ['completed', 'completed', 'max_calls']])
+  t.same(await walk({ max_concurrency: 2 } as object, 3), [['client_tool 0', 'client_tool 1'], ['client_tool 2'], ['completed', 'completed', 'completed']])
+  t.same(await walk({ exclusive: true } as object, 2), [['client_tool 0'], ['client_tool 1'], ['completed', 'completed']])
+  t.same(await walk({ resources: ['one'] } as object, 2), [['client_tool 0'], ['client_tool 1'], ['completed', 'completed']])
+  t.same(await walk({ resources: ['one'], effects: 'read' } as object, 2), [['client_tool 0', 'client_tool 1'], ['completed', 'completed']])
+  t.same(await walk({ approval: 'always' } as object, 2), [['approval 0', 'approval 1'], ['client_tool 0', 'client_tool 1'], ['completed', 'completed']])
+})
