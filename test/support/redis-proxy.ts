@@ -11,6 +11,8 @@ export interface RedisProxy {
    * the promise resolves when Redis has answered it; `unsent`: it was not. Whoever is then killed has died at exactly that point.
    */
   cut: (text: string, at: 'answered' | 'unsent') => Promise<void>
+  /** From now on every connection that sends a request holding `text` is cut there, unsent: it stays open, and nothing comes back. Resolves with the first. */
+  swallow: (text: string) => Promise<void>
 }
 
 /** A proxy before Redis, for one process of a test: it reaches every instant between a process and its Redis without any code in the product. */
@@ -19,6 +21,7 @@ export async function redisProxy (t: Test, redisUrl: string): Promise<RedisProxy
   if (target?.kind !== 'single') throw new Error('the proxy stands before a single server')
   const { path, host, port } = target.options
   const open = new Set<Socket>()
+  let swallowed: { text: string, done: () => void } | undefined
   let rule: { text: string, at: 'answered' | 'unsent', done: () => void } | undefined
 
   const server = createServer((client) => {
@@ -39,6 +42,10 @@ export async function redisProxy (t: Test, redisUrl: string): Promise<RedisProxy
       // The text may come in two pieces.
       const seen = tail + chunk.toString('latin1')
       tail = seen.slice(-100)
+      if (swallowed !== undefined && seen.includes(swallowed.text)) {
+        cut = { ...swallowed, at: 'unsent' }
+        return cut.done()
+      }
       if (rule !== undefined && seen.includes(rule.text)) {
         cut = rule
         rule = undefined
@@ -59,6 +66,7 @@ export async function redisProxy (t: Test, redisUrl: string): Promise<RedisProxy
   })
   return {
     url: `redis://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    cut: (text, at) => new Promise((resolve) => { rule = { text, at, done: resolve } })
+    cut: (text, at) => new Promise((resolve) => { rule = { text, at, done: resolve } }),
+    swallow: (text) => new Promise((resolve) => { swallowed = { text, done: resolve } })
   }
 }
