@@ -30,7 +30,8 @@ export async function runProcess (roles: Roles & { api: boolean }): Promise<void
     })
     const address = await app.listen({ host: config.http.host, port })
     let isBroken = false
-    const { close } = closeWithGrace({ delay: config.graceMs + 10_000, logger: log }, async ({ err: error }) => {
+    const onSecondSignal = (signal: string) => log.warn({ signal }, 'told a second time: ending at once; what runs is taken up when its signs of life have lapsed')
+    const { close } = closeWithGrace({ delay: config.graceMs + 10_000, logger: log, onSecondSignal }, async ({ err: error }) => {
       if (error !== undefined) log.fatal({ err: error }, 'ending after an unexpected error')
       // At once: while requests are still answered, no new work is taken. Whoever does not take an answer is not waited for longer than work is.
       await Promise.all([Promise.race([app.close(), sleep(config.graceMs)]), instance.drain()])

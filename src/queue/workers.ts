@@ -110,7 +110,7 @@ export function startWorkers (engine: Engine, hints: HintQueue, options: WorkerO
 
   function renew (): void {
     stuck = true
-    log.error({ watchdog_ms: watchdogMs }, 'due work stands still; opening the connections of the queue again')
+    log.warn({ watchdog_ms: watchdogMs }, 'due work stands still; opening the connections of the queue again')
     const before = fetching
     hints.renew()
     fetching = fetch()

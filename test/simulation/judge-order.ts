@@ -98,7 +98,9 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
   function judgeWaiting (batch: Batch, seq: number): void {
     const { policy, limits, inOrder } = batch
     if (inOrder.some((call) => call.facts.retry !== undefined && call.starts.length > 0 && !isSettled(call, seq))) return
-    let room = (policy.parallel === false ? 1 : limits.max_tool_concurrency ?? 16) - running.size
+    // Whoever asks for a place under a rate limit has room meanwhile, and is not told of.
+    const asking = inOrder.filter((call) => call.facts.rate_limit !== undefined && !isSettled(call, seq) && !isBegun(call, seq))
+    let room = (policy.parallel === false ? 1 : limits.max_tool_concurrency ?? 16) - running.size - asking.length
     for (const [i, call] of inOrder.entries()) {
       if (room <= 0) return
       const gated = !isSettled(call, seq) && isGated(call) && (call.facts.client !== undefined || !isBegun(call, seq))
@@ -110,7 +112,7 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
       // Its place under a rate limit only the store knows.
       if (call.fault !== null || call.facts.rate_limit !== undefined || call.after.some((one) => !isSettled(one, seq))) continue
       if (inOrder.some((one, j) => !isSettled(one, seq) && (j < i || isBegun(one, seq)) && conflicts(one, call, seq, true))) continue
-      const alike = [...running].filter(({ name }) => name === call.name).length
+      const alike = [...running, ...asking].filter(({ name }) => name === call.name).length
       if (alike >= (call.facts.max_concurrency ?? Infinity)) continue
       blame(`E1 ${call.id} (${call.name}) waits without a reason behind event ${seq}`)
       room--

@@ -273,7 +273,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
         return () => ears.delete(worker)
       }
     }
-    const limiter: Limiter = { reserve: (name, max, perMs) => send('reserve', () => limits.reserve(name, max, perMs)) }
+    const limiter: Limiter = { reserve: (name, max, perMs, placed) => send('reserve', () => limits.reserve(name, max, perMs, placed)) }
     const hints: Hints = {
       add: (conversation, jobs) => machine.send('queue', `jobs ${jobs.map(({ id }) => id).join(' ')}`, () => queue.add(conversation, jobs))
     }

@@ -80,6 +80,8 @@ export interface RedisProxy {
    * is then killed has died at exactly that point.
    */
   cut: (text: string, at: 'answered' | 'unsent') => Promise<void>
+  /** From now on every command that has `text` is held, unsent: its connection stays open, and nothing comes back. Resolves with the first. */
+  swallow: (text: string) => Promise<void>
 }
 
 interface Rule extends RedisRule { left: number, fire: (command: RedisCommand) => void, held: Connection | undefined }
@@ -321,6 +323,11 @@ export async function redisProxy (t: Pick<Test, 'teardown'>, redisUrl: string): 
     connections: () => connections.size,
     seen: () => Object.fromEntries(counts),
     watch: (looking) => { see = looking },
+    swallow: async (text) => {
+      const { fired } = proxy.on({ match: { text }, act: 'unsent' })
+      void fired.then(() => proxy.swallow(text))
+      await fired
+    },
     cut: async (text, at) => {
       await proxy.on({ match: { text }, act: at === 'answered' ? 'unanswered' : 'unsent' }).fired
     }
