@@ -83,7 +83,8 @@ export function createEventService (context: Context): Services['events'] {
           cursor = event
           if (wants(scope, event.run_id)) data.push(event)
         }
-        if (events.length < PAGE || data.length === limit || (scope.last !== null && cursor.seq >= scope.last)) return { data, fault: null, first_seq: 1, last_seq: last, epoch }
+        const over = events.length < PAGE || data.length === limit || (scope.last !== null && cursor.seq >= scope.last)
+        if (over) return { data, fault: null, first_seq: 1, last_seq: last, epoch }
       }
     }),
 

@@ -30,7 +30,9 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
   const clock = { now: () => Date.now() }
   const history = { epoch: 1 }
   const publish = (conversation: string, signal: Signal) => { for (const listener of readers.get(conversation) ?? []) listener(signal) }
-  const row = ({ born, version, tokens, state }: Conversation): Row => ({ born, version, token: tokens[0] as string, epoch: history.epoch, state: JSON.parse(state) as State })
+  const row = ({ born, version, tokens, state }: Conversation): Row => ({
+    born, version, token: tokens[0] as string, epoch: history.epoch, state: JSON.parse(state) as State
+  })
 
   const store: Store = {
     async load (conversation) {

@@ -1,43 +1,35 @@
-import fc from 'fast-check'
-import { createLedgerCache } from '../../src/engine/ledger.js'
-import { checkLedger, checkState } from '../../src/core/check.js'
 import type { Run } from '../../src/schemas/run.js'
 import { createClient, within } from '../support/client.js'
 import { lastId, watchConversation } from '../support/epochs.js'
-import { call, say } from '../support/model-reply.js'
+import { say } from '../support/model-reply.js'
 import { redisBench } from '../support/redis-bench.js'
 import { spawnProcess } from '../support/service.js'
-import { many } from '../support/tool-calls.js'
+import { turnsScript } from '../support/turns-script.js'
 import { story } from '../support/world.js'
 
 const env = { INTERLOCK_LOCK_TTL_MS: '1000', INTERLOCK_SWEEP_MS: '200', INTERLOCK_STALLED_MS: '1000' }
 const durable = { ownRedis: { args: ['--appendfsync', 'always'] }, env: { ...env, INTERLOCK_PROFILE: 'durable' } }
 const range = (n: number) => Array.from({ length: n }, (_, i) => i)
 
-/** Three turns of three calls, then an answer: told from the messages, so that a repeated try gets the same. */
-const script = ({ body: { messages } }: { body: { messages: { role: string }[] } }) => {
-  const lastUser = messages.findLastIndex(({ role }) => role === 'user')
-  const turn = messages.filter(({ role }, i) => role === 'assistant' && i > lastUser).length
-  return turn > 2 ? say('done') : call(...many(3, 'sleep', (i) => ({ ms: 10 * i, value: i }), `${messages.length}c`))
-}
-
 for (const [profile, options] of Object.entries({ fast: { ownRedis: true, env }, durable })) {
   story(`F60, I14: everything is killed with -9 and started again, ${profile}: nothing that was acknowledged is lost`, async (t, { model, server, process, tool, watch }) => {
-    model.otherwise(script)
+    // Long enough for messages to come in the middle of it.
+    model.otherwise(turnsScript('4x3@50'))
     const first = await process('all')
-    const begun = await Promise.all(range(8).map((i) => first.client.start({ input: `conv:${i}`, tools: [tool('sleep', { effects: 'read' })] })))
+    const begun = await Promise.all(range(5).map((i) => first.client.start({ input: `conv:${i}`, tools: [tool('sleep', { effects: 'read' })] })))
     const streams = await Promise.all(begun.map((run) => first.client.follow(run)))
-    const told: { run: Run, text: string, id: string }[] = []
+    const told: { run: Run, text: string }[] = []
     const telling = (async () => {
-      for (let i = 0; ; i++) {
-        const run = begun[i % 8] as Run
+      for (let i = 0; i < 10; i++) {
+        const run = begun[i % 5] as Run
         const text = `message ${i}`
         const answer = await first.client.request('POST', `/runs/${run.id}/messages`, { body: { content: text, mode: 'queue' } }).catch(() => null)
         if (answer === null) return
-        if (answer.status === 202) told.push({ run, text, id: (JSON.parse(answer.text) as { message_id: string }).message_id })
+        if (answer.status === 202) told.push({ run, text })
       }
     })()
-    await within(Promise.all(streams.map((stream) => stream.count(10))), () => 'the runs do not begin')
+    await Promise.all(streams.map((stream) => stream.count(10)))
+    await within((async () => { while (told.length < 3) await new Promise(setImmediate) })(), () => 'no message is accepted')
     await Promise.all([first.kill(), server?.kill()])
     await telling
     await Promise.all(streams.map((stream) => stream.ended))
@@ -45,7 +37,7 @@ for (const [profile, options] of Object.entries({ fast: { ownRedis: true, env },
     const { client } = await process('all')
     watch(client)
     for (const [i, run] of begun.entries()) {
-      t.match(await client.ended(run), { status: 'completed', output: 'done' })
+      t.match(await client.ended(run), { status: 'completed', output: 'All done.' })
       const log = await client.log({ run: run.id })
       const shown = streams[i]?.events() ?? []
       t.same(shown, log.slice(0, shown.length), 'every event that was seen is there')
@@ -60,7 +52,7 @@ for (const [profile, options] of Object.entries({ fast: { ownRedis: true, env },
 
 story('F60: a kill -9 of Redis alone, everysec: nothing acknowledged is lost, no reader is reset, nobody is restarted', async (t, { model, server, service, tool }) => {
   const { client } = await service()
-  model.otherwise(script)
+  model.otherwise(turnsScript('3x3'))
   const runs = await Promise.all(range(6).map((i) => client.start({ input: `conv:${i}`, tools: [tool('sleep', { effects: 'read' })] })))
   const streams = await Promise.all(runs.map((run) => client.open(`/conversations/${run.conversation_id}/events`)))
   const watched = watchConversation(t, client, runs[0]?.conversation_id ?? '')
@@ -69,54 +61,16 @@ story('F60: a kill -9 of Redis alone, everysec: nothing acknowledged is lost, no
     await server?.kill()
     await server?.start()
   }
-  for (const run of runs) t.match(await client.ended(run), { status: 'completed', output: 'done' })
+  for (const run of runs) t.match(await client.ended(run), { status: 'completed', output: 'All done.' })
   for (const [i, run] of runs.entries()) {
     const { last_seq: last } = await client.conversation(run.conversation_id)
     // A stream may have been cut while Redis was away: its reader comes back with what it had.
     const seen = streams[i]?.events().length ?? 0
     const rest = seen < last ? await client.open(`/conversations/${run.conversation_id}/events`, { lastEventId: lastId(streams[i]!) }) : null
     await rest?.count(last - seen)
-    for (const stream of [streams[i], rest]) t.notOk(stream?.frames.some(({ event }) => event === 'stream.reset'), 'an epoch in which nothing was lost resets nobody')
+    for (const stream of [streams[i], rest]) t.same(stream?.frames.filter(({ event }) => event === 'stream.reset') ?? [], [], 'an epoch in which nothing was lost resets nobody')
   }
   t.ok((await watched.stop()).length > 1, 'a restart begins an epoch: nobody can tell whether something was lost')
-}, { ownRedis: true, env, except: ['deltas', 'rollback'] })
-
-story('F62: the append-only file is cut at 20 random places: it starts, every conversation is at a commit, and goes on from there', async (t, { model, server, service, redis, env, tool }) => {
-  model.otherwise(script)
-  const first = await service()
-  const runs = await Promise.all(range(5).map((i) => first.client.start({ input: `conv:${i}`, tools: [tool('sleep', { effects: 'read' })] })))
-  for (const run of runs) await first.client.ended(run)
-  await first.stop()
-  const whole = server?.tail() ?? 0
-  await server?.kill()
-  const image = server?.image() ?? ''
-  // Seeded: a failure comes again.
-  for (const cut of fc.sample(fc.integer({ min: Math.floor(whole / 10), max: whole - 1 }), { numRuns: 20, seed: 20_261_126 }).sort((a, b) => b - a)) {
-    server?.restore(image)
-    server?.truncate(cut)
-    await server?.start()
-    await t.test(`${cut} of ${whole} bytes`, async (t) => {
-      const { store } = await redisBench(t, redis.url, redis.prefix, [])
-      for (const { conversation_id: id } of runs) {
-        const row = await store.load(id)
-        if (row === null) continue
-        t.ok(row.epoch > 1)
-        t.same([...checkState(row.state), ...checkLedger(row.state, await createLedgerCache(store, Date).read(id, row))], [])
-        t.same((await store.log(id, 0, 10_000)).map(({ seq }) => seq), range(row.state.seq).map((i) => i + 1))
-      }
-    })
-    const { client, stop } = await service({ env: env() })
-    // What was in the middle of things goes on; where the run was lost, there is nothing to go on with.
-    for (const { id } of runs) {
-      const answer = await client.request('GET', `/runs/${id}`)
-      if (answer.status === 200) t.match(await client.ended(id), { status: 'completed', output: 'done' })
-      else t.equal(answer.status, 404)
-    }
-    await stop()
-    await server?.kill()
-  }
-  server?.restore(image)
-  await server?.start()
 }, { ownRedis: true, env, except: ['deltas', 'rollback'] })
 
 story('F69: with the profile durable a process does not start on a Redis that acknowledges before it is on disk, and says which setting', async (t, { env }) => {
