@@ -50,7 +50,7 @@ export function createLaneClient (origin: string): LaneClient {
 
   /** Comes again when it is told to, as a starved machine may. Null: one of the statuses that may come as well. */
   async function ask (method: string, path: string, wanted: number, { body, or = [] }: { body?: object, or?: number[] } = {}) {
-    const headers = method === 'POST' ? { 'idempotency-key': randomUUID() } : {}
+    const headers: Record<string, string> = method === 'POST' ? { 'idempotency-key': randomUUID() } : {}
     if (method === 'POST') posts++
     for (let tries = 1; ; tries++) {
       const response = await send(method, path, body, headers)
