@@ -1,7 +1,9 @@
 import t from 'tap'
 import { soak } from '../support/soak.js'
 
-t.test('I20: after three hundred runs on real processes nothing is left in Redis that nobody owns, and nothing is open', { timeout: 300_000 }, async (t) => {
+t.setTimeout(600_000)
+
+t.test('I20: after three hundred runs on real processes nothing is left in Redis that nobody owns, and nothing is open', async (t) => {
   const { looks, end, left } = await soak(t, { runs: 300, every: 150, lanes: 8, workers: 2, boundMs: 120_000 })
   t.same(left, [])
   t.equal(end.redis.conversations.length, 0)
