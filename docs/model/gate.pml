@@ -10,7 +10,7 @@
  *   NO_VERSION       a commit does not compare the version
  *   NO_FENCE         the answer to a turn is taken from whoever brings it
  *   NO_SWEEP         nobody looks for lapsed claims and lost hints
- *   NO_TOKEN         a commit that is sent again is not recognised
+ *   NO_TOKEN         a commit whose reply was lost is not recognised when it is sent again
  *   VACUOUS_BARRIER  the barrier asks only the calls that somebody has claimed, and opens when that is none
  */
 
@@ -29,13 +29,16 @@ mtype = { none, open, done, unknown, cut }
 mtype phase = due
 byte turn = 1            /* the one that is due, claimed, or whose batch is open */
 bool begun               /* it was claimed before: `attempt > 0` */
+bool answered
 byte owner               /* the worker that has claimed it */
 mtype call[2] = none
 byte claimant[2]         /* per call: the worker that has claimed it */
 bool waiting             /* an accepted message that is not in the ledger */
 
-/* What others know of the row: whether what they have read still stands (the version), and whether their fence is the row's. Numbers that only grow are
-   compared for nothing else, so bits will do. */
+/*
+ * What others know of the row: whether what they have read still stands (the version), and whether their fence is the row's. Numbers that only grow
+ * are compared for nothing else, so bits will do.
+ */
 bool current[6]
 bool fenced[3]
 
@@ -45,15 +48,14 @@ byte lease               /* who may pay for an LLM call */
 bool sign[3]             /* signs of life */
 bool dead[3]
 
-/* What may go wrong, and how often. */
-byte crashes, pauses, lost, doubled
-
 /* What is observed. */
-bool answered[6], linked[2], written, asked, accepted, delivered
+bool linked[2], written, asked, accepted, delivered
 
-#ifndef CRASHES
-#define CRASHES 1
+/* How much may go wrong: a crash, a pause beyond the lease or the sign of life, a hint that comes twice, a reply that is lost. */
+#ifndef FAULTS
+#define FAULTS 2
 #endif
+byte faults
 
 #ifdef NO_VERSION
 #define STANDS(p) true
@@ -69,6 +71,7 @@ bool answered[6], linked[2], written, asked, accepted, delivered
 
 #define IS_OPEN(c) (call[c] == open)
 #define IS_FREE(c) (call[c] == open && claimant[c] == 0)
+#define IS_LOST(c) (call[c] == open && claimant[c] != 0 && !sign[claimant[c]])
 #define WANTED (phase == due || phase == batch && (IS_FREE(READ) || IS_FREE(WRITE)))
 #define CLAIMS(w) (phase == claimed && owner == w || claimant[READ] == w || claimant[WRITE] == w)
 
@@ -78,7 +81,7 @@ bool answered[6], linked[2], written, asked, accepted, delivered
 #define HOLDS_BARRIER(c) IS_OPEN(c)
 #endif
 
-/* Every change begins so: it is the only one made on the row as it was read, and nothing follows the end. */
+/* Every change begins so: what others have read is old from here on, and nothing follows the end. */
 inline change () {
   assert(phase != ended);
   current[1] = false; current[2] = false; current[SWEEP] = false; current[PERSON] = false; current[STOP] = false
@@ -86,6 +89,7 @@ inline change () {
 
 inline move_fence () { fenced[1] = false; fenced[2] = false }
 
+/* An accepted message enters the ledger: once. */
 inline deliver () {
   if
   :: waiting -> assert(accepted && !delivered); delivered = true; waiting = false
@@ -100,18 +104,18 @@ inline link_one (c) {
   :: call[c] == done || call[c] == unknown -> assert(!linked[c]); linked[c] = true
   :: else
   fi;
-  claimant[c] = 0
+  call[c] = none; claimant[c] = 0
 }
 
-inline link () { link_one(READ); link_one(WRITE); call[READ] = none; call[WRITE] = none }
+inline link () { link_one(READ); link_one(WRITE) }
 
-inline cancel_open () {
+inline cut_open () {
   if :: IS_OPEN(READ) -> call[READ] = cut :: else fi;
   if :: IS_OPEN(WRITE) -> call[WRITE] = cut :: else fi;
   link()
 }
 
-inline next_turn () { phase = due; turn++; begun = false; owner = 0 }
+inline next_turn () { phase = due; turn++; begun = false; answered = false; owner = 0 }
 
 inline end_run () {
   deliver();
@@ -119,24 +123,23 @@ inline end_run () {
   move_fence()
 }
 
-inline claim_turn (w) {
-  assert(turn < 6);
+inline claim_turn (w, was_current) {
   if
   :: !begun -> deliver()
   :: else
   fi;
   phase = claimed; owner = w; begun = true;
-  /* A fence that was counted on from an old row is the one that somebody else has: the others keep theirs. */
-  if :: current_was -> move_fence() :: else fi;
+  /* The next fence after one that is old is a fence that somebody else has. */
+  if :: was_current -> move_fence() :: else fi;
   fenced[w] = true;
   assert(!(fenced[1] && fenced[2]))
 }
 
-/* Whoever opens a barrier or ends a turn may go on with the next one in the same commit, or leave it to others. */
+/* Whoever makes a turn due may go on with it in the same commit, or leave it to others. */
 inline perhaps_claim (w) {
   if
-  :: phase == due -> if :: claim_turn(w) :: skip fi
-  :: else
+  :: phase == due -> claim_turn(w, true)
+  :: true
   fi
 }
 
@@ -147,194 +150,167 @@ inline close_batch () {
   fi
 }
 
-/* What somebody has read is old as soon as another commit was stored. `stored` is what the sender of a commit cannot know when no reply comes. */
-#define CRASH if :: atomic { crashes < CRASHES -> crashes++; dead[id] = true; current[id] = false; goto gone } :: skip fi
+/* What is held in memory is gone; what stands in the row stays. */
+#define CRASH atomic { faults < FAULTS && phase != ended -> faults++; dead[id] = true; current[id] = false; work = 0; c = 2; goto gone }
+
+/*
+ * No reply comes to a commit that was stored, and it is sent again. Its token says that it was stored: it is as if the reply had come late, which
+ * any step may. Without one it seems to have lost against somebody else, and is decided again.
+ */
+#ifdef NO_TOKEN
+#define REPLY_LOST(decide) :: faults < FAULTS -> faults++; goto decide
+#else
+#define REPLY_LOST(decide)
+#endif
 
 proctype Worker (byte id) {
-  byte work;          /* the turn it works for */
-  byte c;             /* the call it runs, and 2: none */
-  bool stored, current_was;
+  byte work;          /* the turn it works for; 0: none */
+  byte c = 2;         /* the call it runs; 2: none */
+  bool stored;        /* what it has to say was stored: only the model knows, it does not */
+  bool was_current;
 
 idle:
-  atomic { work = 0; c = 2; stored = false }
   if
-  :: atomic { hint -> if :: hint = false :: doubled < 1 -> doubled++ fi }
+  :: atomic { hint && phase != ended -> hint = false }
+  :: atomic { hint && phase != ended && faults < FAULTS -> faults++ }
   :: phase == ended -> goto fin
   fi;
 
 advance:
-  CRASH;
-  atomic {
-    if
-    :: phase == due -> work = turn
-    :: phase == batch && IS_FREE(READ) -> c = READ
-    :: phase == batch && IS_FREE(WRITE) -> c = WRITE
-    :: else -> goto idle
-    fi;
-    current[id] = true
-  }
-  atomic {
-    if
-    :: !STANDS(id) -> work = 0; c = 2; goto advance
-    :: else
-    fi;
-    current_was = current[id];
-    change();
-    if
-    :: c < 2 -> claimant[c] = id
-    :: else -> claim_turn(id)
-    fi;
-    current_was = false;
-    if
-    :: lost < 1 -> lost++;
-#ifdef NO_TOKEN
-      work = 0; c = 2; goto advance
-#endif
-    :: true
-    fi
-  }
   if
-  :: c < 2 -> goto perform
-  :: else
+  :: atomic { phase == due -> work = turn; current[id] = true }
+  :: atomic { phase == batch && IS_FREE(READ) -> c = READ; current[id] = true }
+  :: atomic { phase == batch && !IS_FREE(READ) && IS_FREE(WRITE) -> c = WRITE; current[id] = true }
+  :: atomic { !WANTED -> goto idle }
+  :: CRASH
+  fi;
+  if
+  :: atomic { !STANDS(id) -> work = 0; c = 2; goto advance }
+  :: atomic { STANDS(id) ->
+      was_current = current[id];
+      change();
+      if
+      :: c < 2 -> claimant[c] = id
+      :: else -> claim_turn(id, was_current)
+      fi;
+      was_current = false;
+      if
+      :: c < 2 -> goto perform
+      :: else -> goto ask
+      fi
+    }
   fi;
 
 ask:
-  CRASH;
   if
-  :: atomic { lease == 0 -> lease = id }
-  :: atomic { !fenced[id] -> goto idle }
+  :: atomic { lease == 0 && fenced[id] -> lease = id }
+  :: atomic { !fenced[id] -> work = 0; goto idle }
+  :: CRASH
   fi;
-  /* The LLM call. */
-  CRASH;
 
+/* The LLM call is under way. */
 answer:
-  atomic {
-    if
-    :: !MAY_ANSWER(id) -> assert(!stored); goto release
-    :: else -> current[id] = true
-    fi
-  }
-  atomic {
-    if
-    :: !STANDS(id) -> goto answer
-    :: else
-    fi;
-    current_was = current[id];
-    change();
-    assert(fenced[id] && !answered[work]);
-    answered[work] = true; stored = true; fenced[id] = false;
-    if
-    :: !asked -> asked = true; phase = batch; owner = 0; call[READ] = open; call[WRITE] = open;
+  if
+  :: atomic { MAY_ANSWER(id) -> current[id] = true }
+  :: atomic { !MAY_ANSWER(id) -> assert(!stored); goto proceed }
+  :: CRASH
+  fi;
+  if
+  :: atomic { !STANDS(id) -> goto answer }
+  :: atomic { STANDS(id) ->
+      change();
+      assert(phase == claimed && fenced[id] && work == turn && !answered);
+      answered = true; stored = true; fenced[id] = false; owner = 0;
       if
-      :: claimant[READ] = id; claimant[WRITE] = id
-      :: claimant[WRITE] = id
-      :: skip
-      fi;
+      :: !asked -> asked = true; phase = batch; call[READ] = open; call[WRITE] = open;
+        if
+        :: claimant[READ] = id; claimant[WRITE] = id
+        :: claimant[WRITE] = id
+        :: skip
+        fi;
 #ifdef VACUOUS_BARRIER
-      close_batch();
-      perhaps_claim(id)
+        close_batch()
 #endif
-    :: asked && waiting -> next_turn(); deliver(); perhaps_claim(id)
-    :: asked && !waiting -> end_run()
-    fi;
-    current_was = false;
-    if
-    :: lost < 1 -> lost++;
-#ifdef NO_TOKEN
-      goto answer
-#endif
-    :: true
-    fi
-  }
-release:
-  atomic {
-    if :: lease == id -> lease = 0 :: else fi;
-    stored = false; work = 0
-  }
+      :: asked && waiting -> next_turn(); deliver(); perhaps_claim(id)
+      :: asked && !waiting -> end_run()
+      fi;
+      if
+      :: true
+      REPLY_LOST(answer)
+      fi
+    }
+  fi;
 
-/* What it has claimed in that commit, or else what the state now wants of others. */
+/* Goes on with what it has claimed in that commit; else says what the state now wants of others. */
 proceed:
-  CRASH;
-  atomic {
-    if
-    :: phase == claimed && owner == id && fenced[id] -> work = turn; goto ask
-    :: claimant[READ] == id -> c = READ; goto perform
-    :: claimant[WRITE] == id -> c = WRITE; goto perform
-    :: else -> if :: WANTED -> hint = true :: else fi
-    fi
-  }
-  goto idle;
+  if
+  :: atomic { true ->
+      if :: lease == id -> lease = 0 :: else fi;
+      stored = false; work = 0; c = 2;
+      if
+      :: phase == claimed && owner == id && fenced[id] -> work = turn; goto ask
+      :: claimant[READ] == id -> c = READ
+      :: claimant[READ] != id && claimant[WRITE] == id -> c = WRITE
+      :: else -> if :: WANTED -> hint = true :: else fi; goto idle
+      fi
+    }
+  :: CRASH
+  fi;
 
 perform:
-  CRASH;
-  atomic {
-    if
-    :: c == WRITE -> assert(!written); written = true
-    :: else
-    fi
-  }
-  CRASH;
+  if
+  :: atomic { c == WRITE -> assert(!written); written = true }
+  :: atomic { c == READ -> skip }
+  :: CRASH
+  fi;
 
+/* The tool has given its result. What is refused becomes an orphan, and must not be in the ledger as well. */
 result:
-  atomic {
-    if
-    :: !(phase == batch && IS_OPEN(c) && claimant[c] == id) -> goto refused
-    :: else -> current[id] = true
-    fi
-  }
-  atomic {
-    if
-    :: !STANDS(id) -> goto result
-    :: else
-    fi;
-    current_was = current[id];
-    change();
-    call[c] = done; claimant[c] = 0; stored = true;
-    close_batch();
-    perhaps_claim(id);
-    current_was = false;
-    if
-    :: lost < 1 -> lost++;
-#ifdef NO_TOKEN
-      goto result
-#endif
-    :: true
-    fi
-  }
-  atomic { stored = false; c = 2 }
-  goto proceed;
-
-/* Its result becomes an orphan. It must not be in the ledger as well. */
-refused:
-  atomic { assert(!stored); c = 2; goto proceed }
+  if
+  :: atomic { phase == batch && IS_OPEN(c) && claimant[c] == id -> current[id] = true }
+  :: atomic { !(phase == batch && IS_OPEN(c) && claimant[c] == id) -> assert(!stored); goto proceed }
+  :: CRASH
+  fi;
+  if
+  :: atomic { !STANDS(id) -> goto result }
+  :: atomic { STANDS(id) ->
+      change();
+      call[c] = done; claimant[c] = 0; stored = true;
+      close_batch();
+      perhaps_claim(id);
+      if
+      :: goto proceed
+      REPLY_LOST(result)
+      fi
+    }
+  fi;
 
 /* A process that takes its place has another name: it does not know what this one had claimed. */
 gone:
-  atomic { work = 0; c = 2; stored = false; current_was = false }
   if
-  :: atomic { !CLAIMS(id) && lease != id && !sign[id] -> dead[id] = false; sign[id] = true; goto idle }
+  :: atomic { phase != ended && !CLAIMS(id) && lease != id && !sign[id] -> stored = false; dead[id] = false; sign[id] = true; goto idle }
   :: phase == ended
   fi;
 fin:
-  atomic { work = 0; c = 0; stored = false; sign[id] = false; dead[id] = false; current[id] = false }
+  skip
 }
 
 /* Leases and signs of life run out: of the dead for sure, of the living when they are paused or cut off. Those show life again. */
 proctype Time () {
   do
-  :: atomic { phase != ended && lease != 0 && dead[lease] -> lease = 0 }
-  :: atomic { phase != ended && lease != 0 && pauses < 1 -> pauses++; lease = 0 }
-  :: atomic { phase != ended && sign[1] && dead[1] -> sign[1] = false }
-  :: atomic { phase != ended && sign[2] && dead[2] -> sign[2] = false }
-  :: atomic { phase != ended && sign[1] && pauses < 1 -> pauses++; sign[1] = false }
-  :: atomic { phase != ended && sign[2] && pauses < 1 -> pauses++; sign[2] = false }
-  :: atomic { phase != ended && !sign[1] && !dead[1] -> sign[1] = true }
-  :: atomic { phase != ended && !sign[2] && !dead[2] -> sign[2] = true }
+  :: atomic { lease != 0 && dead[lease] -> lease = 0 }
+  :: atomic { sign[1] && dead[1] -> sign[1] = false }
+  :: atomic { sign[2] && dead[2] -> sign[2] = false }
+  :: atomic { lease != 0 && faults < FAULTS && phase != ended -> faults++; lease = 0 }
+  :: atomic { sign[1] && faults < FAULTS && phase != ended -> faults++; sign[1] = false }
+  :: atomic { sign[2] && faults < FAULTS && phase != ended -> faults++; sign[2] = false }
+  :: atomic { !sign[1] && !dead[1] && phase != ended -> sign[1] = true }
+  :: atomic { !sign[2] && !dead[2] && phase != ended -> sign[2] = true }
   :: phase == ended -> break
   od
 }
 
-#ifndef NO_SWEEP
+/* Looks at what is due: hands on the claims of those that show no life, and asks again for what is wanted. */
 proctype Sweep () {
   byte c = 2;
   do
@@ -346,11 +322,7 @@ proctype Sweep () {
       :: else
       fi
     }
-  :: atomic {
-      phase == batch && (IS_OPEN(READ) && claimant[READ] != 0 && !sign[claimant[READ]] || IS_OPEN(WRITE) && claimant[WRITE] != 0 && !sign[claimant[WRITE]]) ->
-      current[SWEEP] = true;
-      c = (IS_OPEN(READ) && claimant[READ] != 0 && !sign[claimant[READ]] -> READ : WRITE)
-    }
+  :: atomic { phase == batch && (IS_LOST(READ) || IS_LOST(WRITE)) -> current[SWEEP] = true; c = (IS_LOST(READ) -> READ : WRITE) }
     atomic {
       if
       :: STANDS(SWEEP) -> change(); claimant[c] = 0;
@@ -363,23 +335,14 @@ proctype Sweep () {
   :: phase == ended -> break
   od
 }
-#endif
 
-/* Somebody sends one message in mid-run, at any time or never: it interrupts, or it waits for the next turn. */
+/* Somebody sends one message in mid-run, at any time or never: it interrupts, or waits for the next turn. */
 proctype Person () {
-  bool interrupts;
+post:
   if
-  :: interrupts = true
-  :: interrupts = false
+  :: atomic { phase != ended -> current[PERSON] = true }
   :: goto out
   fi;
-post:
-  atomic {
-    if
-    :: phase == ended -> goto out
-    :: else -> current[PERSON] = true
-    fi
-  }
   atomic {
     if
     :: !STANDS(PERSON) -> goto post
@@ -387,38 +350,32 @@ post:
     fi;
     change();
     if
-    :: interrupts && phase == batch -> cancel_open(); next_turn(); move_fence()
-    :: interrupts && phase != batch && begun -> next_turn(); move_fence()
-    :: else
+    :: phase == batch -> cut_open(); next_turn(); move_fence()
+    :: phase != batch && begun -> next_turn(); move_fence()
+    :: true
     fi;
-    accepted = true; waiting = true
+    accepted = true; waiting = true;
+    /* Or the API dies before it says so. */
+    if :: WANTED -> hint = true :: true fi
   }
-  /* The API may die here. */
-  if :: atomic { WANTED -> hint = true } :: skip fi;
 out:
-  interrupts = false
+  skip
 }
 
 /* Somebody cancels the run, at any time or never. */
 proctype Stop () {
+cancel:
   if
-  :: skip
+  :: atomic { phase != ended -> current[STOP] = true }
   :: goto out
   fi;
-cancel:
-  atomic {
-    if
-    :: phase == ended -> goto out
-    :: else -> current[STOP] = true
-    fi
-  }
   atomic {
     if
     :: !STANDS(STOP) -> goto cancel
     :: else
     fi;
     change();
-    if :: phase == batch -> cancel_open() :: else fi;
+    if :: phase == batch -> cut_open() :: else fi;
     end_run()
   }
 out:
@@ -432,7 +389,13 @@ init {
 #ifndef NO_SWEEP
     run Sweep();
 #endif
-    run Person(); run Stop()
+#ifndef NO_PERSON
+    run Person();
+#endif
+#ifndef NO_STOP
+    run Stop();
+#endif
+    skip
   }
 }
 

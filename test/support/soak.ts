@@ -76,8 +76,9 @@ export async function soak (t: Owner, { runs, every, lanes, workers, boundMs }: 
     NODE_OPTIONS: `--require=${join(import.meta.dirname, 'soak-probe.cjs')} ${process.env.SOAK_NODE_OPTIONS ?? ''}`.trim()
   }
   const names = ['api', ...Array.from({ length: workers }, (_, i) => `worker-${i + 1}`)]
-  const started = await Promise.all(names.map(async (name) => [name, await startProcess(t, name === 'api' ? 'api' : 'worker', env)] as const))
-  const processes = new Map(started)
+  const processes = new Map<string, ServiceProcess>()
+  // One by one: on a busy machine a start takes long enough as it is.
+  for (const name of names) processes.set(name, await startProcess(t, name === 'api' ? 'api' : 'worker', env))
   const api = processes.get('api') as ServiceProcess
   const redis = new Redis(server.url)
   const client = createLaneClient(api.url)
