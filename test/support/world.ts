@@ -4,7 +4,7 @@ import type { HttpTool } from '../../src/core/tool.js'
 import type { Client } from './client.js'
 import { gather, judge, type Exception } from './invariants.js'
 import { startModelServer, type ModelServer } from './model-server.js'
-import { privateRedis, testRedis, type PrivateRedis } from './redis.js'
+import { privateRedis, testRedis, type PrivateRedis, type PrivateRedisOptions } from './redis.js'
 import { startProcess, startService, type Env, type ProcessKind, type Service, type ServiceOptions, type ServiceProcess } from './service.js'
 import { startToolServer, type ToolServer } from './tool-server.js'
 
@@ -31,7 +31,7 @@ export interface World {
 export interface StoryOptions {
   env?: Env
   /** A Redis server of its own, to be killed. Default: a prefix of its own on the one all tests share. */
-  ownRedis?: boolean
+  ownRedis?: boolean | PrivateRedisOptions
   /** What cannot be asked of this test: see `Exception`. */
   except?: Exception[]
 }
@@ -56,7 +56,7 @@ export function story (title: string, tell: (t: Test, world: World) => Promise<v
 }
 
 async function openWorld (t: Test, { env: settings, ownRedis = false, except = [] }: StoryOptions): Promise<{ world: World, conclude: () => Promise<void> }> {
-  const server = ownRedis ? await privateRedis(t) : null
+  const server = ownRedis === false ? null : await privateRedis(t, ownRedis === true ? {} : ownRedis)
   const redis = server === null ? await testRedis(t) : { url: server.url, prefix: 'own' }
   const model = await startModelServer()
   const tools = await startToolServer()
