@@ -12,6 +12,7 @@ import { openTools } from './engine/tools/tools.js'
 import { createHintQueue } from './queue/queue.js'
 import { startWorkers, type Workers } from './queue/workers.js'
 import type { Line } from './queue/line.js'
+import { createSharedClock } from './redis/clock.js'
 import { closeRedis, connectRedis, whenReady, type Connection, type Role } from './redis/connect.js'
 import { describeRedis } from './redis/describe.js'
 import { openRedis } from './redis/embedded.js'
@@ -57,14 +58,6 @@ export interface Roles {
 /** Milliseconds without a working sweep after which a worker is not ready. */
 const STUCK_MS = 15_000
 
-const clock: Clock = {
-  now: () => Date.now(),
-  after (ms, callback) {
-    const timer = setTimeout(callback, ms)
-    return () => clearTimeout(timer)
-  }
-}
-
 /** Random numbers for ids, from bytes fetched in bulk: an id takes sixteen, and asking the system for each is felt. */
 function pooledRandom (): () => number {
   const pool = new Uint8Array(4096)
@@ -89,6 +82,14 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
     return connection
   }
   const command = connect('command')
+  const shared = createSharedClock(command)
+  const clock: Clock = {
+    now: shared.now,
+    after (ms, callback) {
+      const timer = setTimeout(callback, ms)
+      return () => clearTimeout(timer)
+    }
+  }
   const keys = createKeys(config.redis.keyPrefix, config.redis.partitions)
   const store = createRedisStore(command, keys)
   const feed = createFeed(connect('subscriber'), command, keys)
@@ -122,13 +123,13 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   const engineLog = log.child({ component: 'engine', worker: settings.worker })
   const limiter = createRedisLimiter(command, keys)
   const presence = createPresence(command, keys)
-  const shared = { store, feed, hints, tools, clock, ids, log: engineLog, settings, observe: metrics.observe }
+  const common = { store, feed, hints, tools, clock, ids, log: engineLog, settings, observe: metrics.observe }
   if (roles.worker) {
     const model = openaiModel({ ...provider.connection, timeoutMs: config.model.timeoutMs, idleMs: config.model.idleMs, concurrency: config.model.concurrency })
     const leases = createLeases(connect('lock'), keys, settings.leaseMs, engineLog)
-    engine = createEngine({ ...shared, presence, leases, limiter, model, random: Math.random })
+    engine = createEngine({ ...common, presence, leases, limiter, model, random: Math.random })
   }
-  const executed: Executed = engine ?? createExecute(shared, null)
+  const executed: Executed = engine ?? createExecute(common, null)
   const context: Context = {
     store, feed, keys, executed, presence, upkeep: createUpkeep(command, keys), hints, settings, tools, clock, ids,
     defaultModel: provider.model, parallelTools: config.features.parallelTools
@@ -181,6 +182,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   const ready = (async () => {
     await Promise.all(connections.map(whenReady))
     if (isStopping()) return false
+    await untilAnswered(shared.look)
     const { refusal, warnings } = await untilAnswered(() => describeRedis(command, config.redis.profile))
     if (refusal !== undefined) throw new StartError(refusal)
     for (const warning of warnings) log.warn({}, warning)
@@ -228,6 +230,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
     async stop () {
       await drain()
       await hints.close()
+      shared.stop()
       await Promise.all(connections.map(closeRedis))
       await Promise.all([tools.close(), provider.close()])
       await redis.stop()

@@ -71,12 +71,14 @@ export interface PrivateRedis {
   truncate: (bytes: number) => void
 }
 
+export interface PrivateRedisOptions { tcp?: boolean, cluster?: boolean, args?: string[], env?: Record<string, string> }
+
 /**
  * Starts a private redis-server with an append-only file, on a unix socket or, with `tcp` or `cluster`, on a port. Ended with `t`.
  *
- * @param options `cluster`: a cluster of this one node, which enforces hash tags like a large one. `args`: more of its settings.
+ * @param options `cluster`: a cluster of this one node, which enforces hash tags like a large one. `args`: more of its settings. `env`: more of its environment.
  */
-export async function privateRedis (t: Owner, options: { tcp?: boolean, cluster?: boolean, args?: string[] } = {}): Promise<PrivateRedis> {
+export async function privateRedis (t: Owner, options: PrivateRedisOptions = {}): Promise<PrivateRedis> {
   const { bin } = await obtainServer(undefined, silent)
   const dir = mkdtempSync(join(quick, 'interlock-'))
   const socket = join(dir, 'redis.sock')
@@ -87,7 +89,7 @@ export async function privateRedis (t: Owner, options: { tcp?: boolean, cluster?
   let guard: ChildProcess | undefined
 
   async function start (): Promise<void> {
-    child = spawn(bin, args, { stdio: 'ignore' })
+    child = spawn(bin, args, { stdio: 'ignore', env: { ...process.env, ...options.env } })
     // A test file that hangs is killed by tap: the guard's input then ends, and the server with it.
     guard = spawn('/bin/sh', ['-c', 'read -r _; kill -9 "$0"', String(child.pid)], { stdio: ['pipe', 'ignore', 'ignore'] })
     const died = once(child, 'exit').then(() => { throw new Error('redis-server has ended at once') })

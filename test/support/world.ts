@@ -4,7 +4,7 @@ import type { HttpTool } from '../../src/core/tool.js'
 import type { Client } from './client.js'
 import { gather, judge, type Exception } from './invariants.js'
 import { startModelServer, type ModelServer } from './model-server.js'
-import { privateRedis, testRedis, type PrivateRedis } from './redis.js'
+import { privateRedis, testRedis, type PrivateRedis, type PrivateRedisOptions } from './redis.js'
 import { startProcess, startService, type Env, type ProcessKind, type Service, type ServiceOptions, type ServiceProcess } from './service.js'
 import { startToolServer, type ToolServer } from './tool-server.js'
 
@@ -31,7 +31,7 @@ export interface World {
 export interface StoryOptions {
   env?: Env
   /** A Redis server of its own, to be killed; perhaps with settings. Default: a prefix of its own on the one all tests share. */
-  ownRedis?: boolean | { args?: string[], tcp?: boolean }
+  ownRedis?: boolean | PrivateRedisOptions
   /** What cannot be asked of this test: see `Exception`. */
   except?: Exception[]
 }
