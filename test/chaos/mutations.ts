@@ -15,14 +15,14 @@ const BUGS: Bug[] = [
   { bug: 'no fence check', file: 'core/transition.ts', find: ' || run.phase.fence !== fence) return null', put: ') return null' },
   { bug: 'a commit is not known by its token', file: 'store/lua/commit.lua', find: 'if tokens ~= \'\' and string.find(tokens, ARGV[3], 1, true) then', put: 'if tokens == \'never\' then' },
   { bug: 'a result of an earlier attempt counts', file: 'core/transition.ts', find: ' || call.attempt !== attempt) return null', put: ') return null' },
-  { bug: 'a lost call that writes is run again', file: 'core/transition.ts', find: '(call.effects === \'read\' || call.idempotent)', put: '(call.effects !== undefined || call.idempotent)' },
+  { bug: 'a lost call that writes is run again', file: 'core/transition.ts', find: '(call.rules.effects === \'read\' || call.rules.idempotent) && ', put: '' },
   { bug: 'claims of living workers lapse', file: 'engine/engine.ts', find: 'left.get(claim.worker) === 0', put: 'left.get(claim.worker) !== -1' },
   { bug: 'who repeats a request whose process died does it anew', file: 'services/idempotency.ts', find: 'return { status: \'fresh\', operation: found.operation }', put: 'return { status: \'fresh\', operation }' },
   { bug: 'a stream that was cut is an answer', file: 'engine/model/completion-reader.ts', find: 'if (finishReason === null) throw modelError(\'provider_truncated\', [\'no finish_reason\'], { usage })', put: 'if (finishReason === null) finishReason = \'stop\'' }
 ]
 
 /** As long as this chaos may go on before a bug counts as unnoticed. */
-const MINUTES = 3
+const MINUTES = 6
 const root = join(import.meta.dirname, '../..')
 
 async function hunt ({ file, find, put }: Bug): Promise<string> {

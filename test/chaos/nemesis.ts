@@ -77,14 +77,20 @@ export function createNemesis ({ random, fleet, journal, server, direct, prefix,
 
   /** Something is done to one process for a while. */
   async function toOne (kind: string, of: Place['kind'] | undefined, ms: number, begin: (member: Member) => void, end: (member: Member) => void): Promise<void> {
-    const member = victim(of)
-    if (member === null) return
-    const hit = await hits(member)
+    let member = victim(of)
+    let hit = member === null ? [] : await hits(member)
+    // Whoever is at work is hit the hardest.
+    for (let tries = 0; tries < 2 && hit.length === 0 && of === 'worker'; tries++) {
+      member = victim(of)
+      hit = member === null ? [] : await hits(member)
+    }
+    if (member === null || member.doomed || member.frozen) return
     const fault = journal.begin(`${kind} ${member.place.kind}`, those(member.place), hit)
     count(fault.kind)
-    begin(member)
+    const one = member
+    begin(one)
     await sleep(ms)
-    end(member)
+    end(one)
     fault.end()
   }
   function count (kind: string): void {
@@ -151,7 +157,8 @@ export function createNemesis ({ random, fleet, journal, server, direct, prefix,
   const acts: [weight: number, act: () => Promise<void>][] = [
     [6, () => kill('worker')],
     [2, () => kill('api')],
-    [4, () => freeze('worker', lockTtlMs * random.pick([0.5, 1.3, 2]))],
+    // Long enough to be taken for dead; it wakes while the next one is at the same work.
+    [6, () => freeze('worker', lockTtlMs * random.pick([0.5, 1.3, 1.6, 1.9]))],
     [1, () => freeze('api', random.int(300, 3000))],
     [2, () => replace('worker')],
     [1, () => replace('api')],

@@ -21,7 +21,7 @@ export function provide (server: ModelServer, seed: number, faulty: () => boolea
     const fault = faulty() && random.chance(0.1) ? random.pick(FAULTS) : null
     said.set(id, { text: text.join(''), calls: calls.map(({ name, arguments: args }) => ({ name, arguments: JSON.stringify(args) })), fault })
     const whole = answer({ text, calls, ...(fault === 'no finish' && { finish: null }) })
-    const reply = random.chance(0.1) ? heldAt(whole, 2, random.int(500, 2500)) : paced(whole, random.int(2, 30))
+    const reply = random.chance(0.2) ? heldAt(whole, 2, random.int(500, 2500)) : paced(whole, random.int(2, 30))
     return fault === null ? reply : spoilt(reply, fault, random)
   })
   return said
