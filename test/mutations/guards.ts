@@ -36,11 +36,12 @@ export const GUARDS: Bug[] = [
   { bug: 'a call can be decided on twice', file: 'src/core/suspension.ts', edits: [[' && call.status === \'suspended\' && awaited(call) === \'approval\'', ' && call.status === \'suspended\' && call.rules.approval !== undefined']], by: 'simulation' },
   { bug: 'expiry is reported as a person\'s no', file: 'src/core/suspension.ts', edits: [['message: \'nobody decided on this call in time, so it was not run\'', 'message: \'a person has rejected this call\'']], by: 'simulation' },
   { bug: 'what is run is not what was approved', file: 'src/core/suspension.ts', edits: [['      setArguments(draft, call, decision.arguments)\n', '']], by: 'simulation' },
+  { bug: 'an edited call disturbs who is at work', file: 'src/core/schedule.ts', edits: [['(j < i || call.status === \'running\')', 'j < i']], by: 'test/core/startable.test.ts' },
   // Readers and clients
-  { bug: '`$` instead of a cursor in the event reader', file: 'src/services/events.ts', edits: [['let cursor = Math.max(after, scope.first - 1)\n\n    /** What the log', 'let cursor = Math.max(after, row.state.seq)\n\n    /** What the log']], by: 'test/routes/events.test.ts' },
+  { bug: '`$` instead of a cursor in the event reader', file: 'src/services/events.ts', edits: [['let cursor = Math.max(after, scope.first - 1)\n\n    /** What the log', 'let cursor = Math.max(after, row.state.seq)\n\n    /** What the log']], by: 'test/e2e/events.test.ts' },
   { bug: 'SSE subscribes after it has read', file: 'src/services/events.ts', edits: [
     ['const unsubscribe = await answering(() => feed.subscribe(conversation, hear))', 'let unsubscribe = () => {}'],
     ['      if (fenceOf(row.state) > 0) yield* text()', '      unsubscribe = await answering(() => feed.subscribe(conversation, hear))\n      if (fenceOf(row.state) > 0) yield* text()']
-  ], by: 'test/routes/events.test.ts' },
+  ], by: 'test/e2e/events.test.ts' },
   { bug: 'the idempotency key is ignored', file: 'plugins/idempotency.ts', edits: [['if (key === undefined) return', 'if (key !== \'\') return']], by: 'test/routes/idempotency.test.ts' }
 ]

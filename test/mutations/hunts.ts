@@ -84,7 +84,7 @@ async function tested (folder: string, file: string): Promise<Caught> {
 function run (folder: string, args: string[]): Promise<{ code: number | null, output: string }> {
   return new Promise((resolve, reject) => {
     // In a group of its own: a test that hangs may have started processes.
-    const child = spawn(process.execPath, ['--import', 'tsx', ...args], { cwd: folder, env: { ...process.env, FC_SEED: '1' }, stdio: ['ignore', 'pipe', 'pipe'], detached: true })
+    const child = spawn(process.execPath, ['--require', 'tsx/cjs', '--import', 'tsx/esm', ...args], { cwd: folder, env: { ...process.env, FC_SEED: '1', TAP_TIMEOUT: '500' }, stdio: ['ignore', 'pipe', 'pipe'], detached: true })
     let output = ''
     for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', (text: string) => { output += text })
     const timer = setTimeout(() => { if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL') }, PATIENCE_MS)
