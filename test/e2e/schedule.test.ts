@@ -196,27 +196,6 @@ story('secrets are put into headers when a call is made, and stand nowhere else'
   t.notOk(wrong.text.includes(secret))
 })
 
-story('every field of a tool definition that is wrong is named, and there is no run', async (t, { service, tool, tools }) => {
-  const { client } = await service()
-  const wrong: [string, Record<string, unknown>][] = [
-    ['name', { name: 'two words' }], ['description', { description: 5 }], ['parameters', { parameters: 'x' }], ['parameters', { parameters: { type: 'object', properties: { a: { type: 'nope' } } } }],
-    ['kind', { kind: 'carrier_pigeon' }], ['url', { url: 'ftp://x' }], ['url', { url: 'http://169.254.169.254/' }], ['method', { method: 'BREW' }], ['headers', { headers: { 'bad name': 'x' } }],
-    ['headers', { headers: { ok: 'a\nb' } }], ['timeout_ms', { timeout_ms: 0 }], ['retry', { retry: { attempts: 0, backoff_ms: 1 }, idempotent: true }], ['retry', { retry: { attempts: 2, backoff_ms: 1 } }],
-    ['effects', { effects: 'none' }], ['idempotent', { idempotent: 'yes' }], ['resources', { resources: [''] }], ['resources', { resources: ['a/{b'] }], ['exclusive', { exclusive: 1 }],
-    ['cancellable', { cancellable: 'no' }], ['placement', { placement: 'moon' }], ['approval', { approval: true }], ['approval_expires_seconds', { approval: 'always', approval_expires_seconds: 0 }],
-    ['approval_expires_seconds', { approval_expires_seconds: 5 }], ['max_concurrency', { max_concurrency: 0 }], ['max_calls', { max_calls: 1.5 }], ['rate_limit', { rate_limit: { max: 1 } }],
-    ['rate_limit', { rate_limit: { max: 0, per_ms: 5 } }], ['surprise', { surprise: 1 }]
-  ]
-  for (const [field, over] of wrong) {
-    const answer = await client.request('POST', '/runs', { body: { input: 'x', tools: [{ ...tool('echo'), ...over }] } })
-    t.equal(answer.status, 422, JSON.stringify(over))
-    const [first] = (problemIn(answer).errors ?? []) as { pointer: string }[]
-    t.match(first?.pointer, new RegExp(`^/tools/0(/${field}|$)`), `${JSON.stringify(over)}: ${first?.pointer}`)
-  }
-  t.same((await client.get<{ data: unknown[] }>('/runs')).data, [])
-  t.equal(tools.count(), 0)
-})
-
 story('H6: a message that comes while a final answer waits for its siblings is not lost', async (t, { model, tools, service, tool }) => {
   const { client } = await service()
   for (const mode of ['queue', 'steer', 'interrupt'] as const) {

@@ -39,6 +39,18 @@ function limiterConformance (t: Test, limiters: Limiter[]): void {
     }
   })
 
+  t.test('who has a place keeps it however late it comes, and no more than max begin within any window all the same', async (t) => {
+    for (let i = 0; i < 6; i++) await limiter.reserve('late', 2, PER)
+    t.ok(await limiter.reserve('late', 2, PER, true) > 0, 'two have begun: nobody else does, whatever its clock says')
+    // 200 ms long, so that six places are gone when all six come at once.
+    const waits = await Promise.all(Array.from({ length: 6 }, () => limiter.reserve('burst', 2, 200)))
+    t.strictSame(waits.map((wait) => Math.ceil(wait / 200)), [0, 0, 1, 1, 2, 2])
+    await new Promise((resolve) => { setTimeout(resolve, 650) })
+    const held = await Promise.all(waits.map((_, i) => limiters[i % limiters.length]!.reserve('burst', 2, 200, true)))
+    t.equal(held.filter((wait) => wait === 0).length, 2, 'the first two begin')
+    t.ok(held.filter((wait) => wait > 0).every((wait) => wait <= 200), 'the others soon after')
+  })
+
   t.test('first come first served: who asks later begins later, on the same connection and after an answer on another', async (t) => {
     const order: number[] = []
     for (let i = 0; i < 20; i++) {
