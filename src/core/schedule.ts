@@ -10,7 +10,7 @@ import { isOpen, type ActiveRun, type BatchPhase, type CallState, type State } f
  * - for room: the run's, and its tool's own (E4, E14)
  */
 export function startable (run: ActiveRun, phase: BatchPhase, now: number): CallState[] {
-  let room = (run.policy.parallel ? run.limits.max_tool_concurrency : 1) - phase.calls.filter((call) => call.status === 'running').length
+  let room = atOnce(run) - phase.calls.filter((call) => call.status === 'running').length
   const found: CallState[] = []
   if (room <= 0) return found
   const order = inOrder(phase)
@@ -45,6 +45,9 @@ export function suspendable (run: ActiveRun, phase: BatchPhase, now: number): Ca
   })
   return run.policy.suspension === 'grouped' ? found : found.slice(0, 1)
 }
+
+/** How many calls of a run may run at once. */
+export const atOnce = (run: ActiveRun): number => run.policy.parallel ? run.limits.max_tool_concurrency : 1
 
 /** Whom a call waits for; null: nobody. */
 export function awaited (call: CallState): 'approval' | 'client_tool' | null {
