@@ -26,19 +26,19 @@ export function lapse (draft: Draft, command: Lapse): Refusal | null {
  * Takes claims away from their workers: the turn is tried again, as is a call that only reads or is idempotent; any other fails, because nobody knows
  * whether it took effect. Claims that have moved on meanwhile are left alone; false: all have.
  */
-export function giveUp (draft: Draft, run: ActiveRun, { fence, calls }: Pick<Lapse, 'fence' | 'calls'>, why: 'worker_lost' | 'repair', causedBy: number | null): boolean {
+export function giveUp (draft: Draft, run: ActiveRun, { fence, calls }: Pick<Lapse, 'fence' | 'calls'>, reason: 'worker_lost' | 'repair', causedBy: number | null): boolean {
   const { phase } = run
   if (phase.type === 'turn') {
     if (phase.worker === null || phase.fence !== fence) return false
     phase.losses++
-    abortWorker(draft, phase.worker, phase.fence, [], why)
-    phase.worker = null
+    abortWorker(draft, phase.worker, phase.fence, [], reason)
     if (causedBy !== null) phase.caused_by = [...phase.caused_by, causedBy]
+    phase.worker = null
     if (phase.losses >= MAX_LOSSES) {
       const message = `${MAX_LOSSES} workers were lost during this LLM call; look into their logs, then post a new run`
       endRun(draft, run, 'failed', phase.caused_by, { error: { code: 'worker_lost', message, retryable: true } })
     } else {
-      restartTurn(draft, run, phase, why, 0)
+      restartTurn(draft, run, phase, reason, 0)
     }
     return true
   }
@@ -47,7 +47,7 @@ export function giveUp (draft: Draft, run: ActiveRun, { fence, calls }: Pick<Lap
     const call = phase.calls.find((one) => one.id === callId)
     if (call === undefined || !isBusy(call) || call.worker === null || call.attempt !== attempt) continue
     changed = true
-    abortWorker(draft, call.worker, null, [call.id], why)
+    abortWorker(draft, call.worker, null, [call.id], reason)
     if (causedBy !== null) call.cause = causedBy
     if (call.status === 'pending') {
       // It had only asked for its place.

@@ -17,7 +17,7 @@ export function startable (run: ActiveRun, phase: BatchPhase, now: number): Call
   const atWork = phase.calls.filter(isBusy)
   if (atWork.some(isSuspect)) return []
   let suspect: CallState | null = null
-  let room = (parallel ? run.limits.max_tool_concurrency : 1) - atWork.length
+  let room = atOnce(run) - atWork.length
   const found: CallState[] = []
   if (room <= 0) return found
   const order = inOrder(phase)
@@ -85,6 +85,9 @@ function counter (calls: CallState[]): { of: (call: CallState) => number, add: (
   calls.forEach(add)
   return { of: ({ name }) => counts.get(name) ?? 0, add }
 }
+
+/** How many calls of a run may run at once. */
+export const atOnce = (run: ActiveRun): number => run.policy.parallel ? run.limits.max_tool_concurrency : 1
 
 /** Whom a call waits for; null: nobody. */
 export function awaited (call: CallState): 'approval' | 'client_tool' | null {

@@ -1,4 +1,4 @@
-import { awaited, dueAt, inOrder, inTheWay, timeoutAt } from './schedule.js'
+import { atOnce, awaited, dueAt, inOrder, inTheWay, timeoutAt } from './schedule.js'
 import { isOpen, type ActiveRun, type BatchPhase, type CallState, type State } from './state.js'
 import { unanswered } from './suspension.js'
 
@@ -43,21 +43,21 @@ export interface WaitingCall {
 
 /** What the conversation waits for; null, and only then: nothing is going on. */
 export function waitingFor (state: State, now: number): Waiting | null {
-  const { run } = state
-  const nothing = { run, since: null, worker: null, calls: [] }
-  if (run === null) {
-    const due = dueAt(state, now, { leaseMs: 0, sweepMs: 0 })
-    return due === null ? null : { ...nothing, kind: 'due_time', due_at: due }
-  }
+  if (state.run !== null) return ofRun(state.run, now)
+  const due = dueAt(state, now, { leaseMs: 0, sweepMs: 0 })
+  return due === null ? null : { kind: 'due_time', run: null, since: null, due_at: due, worker: null, calls: [] }
+}
+
+function ofRun (run: ActiveRun, now: number): Waiting {
   const { phase } = run
   const timeout = timeoutAt(run)
   if (phase.type === 'turn') {
-    const head = { ...nothing, since: phase.ready_at, due_at: timeout }
+    const head = { run, since: phase.ready_at, due_at: timeout, worker: null, calls: [] }
     if (phase.worker !== null) return { ...head, kind: 'model', worker: phase.worker }
     return phase.ready_at > now ? { ...head, kind: 'retry', since: null, due_at: phase.ready_at } : { ...head, kind: 'worker' }
   }
   const calls = phase.calls.filter(isOpen).map((call) => waitOf(run, phase, call, now))
-  const head = { ...nothing, since: phase.started_at, due_at: timeout, calls }
+  const head = { run, since: phase.started_at, due_at: timeout, worker: null, calls }
   if (phase.suspension !== null) return { ...head, kind: 'action', since: phase.suspension.created_at, due_at: earliest(calls) }
   const are = (kind: WaitingCall['for']) => calls.some((one) => one.for === kind)
   if (are('result')) return { ...head, kind: 'tools' }
@@ -93,8 +93,7 @@ function waitOf (run: ActiveRun, phase: BatchPhase, call: CallState, now: number
   if (person !== null) return on(person, phase.calls.filter((one) => one !== call && (one.status === 'running' || (one.status === 'pending' && one.ready_at > now))))
   const holders = inTheWay(order, i)
   if (holders.length > 0) return on('resource', holders)
-  const room = run.policy.parallel ? run.limits.max_tool_concurrency : 1
   const alike = running.filter((one) => one.name === call.name)
   if (call.rules.max_concurrency !== undefined && alike.length >= call.rules.max_concurrency) return on('limit', alike)
-  return running.length >= room ? on('limit', running) : on('worker')
+  return running.length >= atOnce(run) ? on('limit', running) : on('worker')
 }

@@ -86,13 +86,13 @@ story('B8: a frozen worker that wakes ends what it has lost within one renewal, 
   model.script('conv:llm', [delayed(say('late'), latch()), delayed(say('done'), gate)])
   model.script('conv:tool', [call({ id: 'c1', name: 'hang', arguments: {} }), say('done')])
   const asked = await client.start({ input: 'conv:llm' })
-  const called = await client.start({ input: 'conv:tool', tools: [tool('hang', { timeout_ms: 600_000 })] })
+  const called = await client.start({ input: 'conv:tool', tools: [tool('hang', { timeout_ms: 600_000, effects: 'read' })] })
   await model.waitForRequest(({ conversation }) => conversation === 'conv:llm')
   await tools.waitFor((attempts) => attempts.length === 1)
   frozen.signal('SIGSTOP')
   await service({ ...worker, env })
   await model.waitForRequest(({ conversation, n }) => conversation === 'conv:llm' && n === 2)
-  t.equal((await client.ended(called)).output, 'done')
+  await tools.waitFor((attempts) => attempts.length === 2)
   // What it would have been told is lost.
   const direct = new Redis(redis.url)
   for (const line of String(await direct.call('CLIENT', 'LIST')).split('\n')) {
@@ -111,6 +111,7 @@ story('B8: a frozen worker that wakes ends what it has lost within one renewal, 
   t.ok(ended < ttl / 3 + 1500, `the tool call: ${Math.round(ended)} ms`)
   gate.open()
   t.equal((await client.ended(asked)).output, 'done')
+  t.equal((await client.cancel(called.id, '?wait=1')).status, 'cancelled')
 }, { ownRedis: true, except: ['overlap', 'deltas'] })
 
 story('N11: with the default settings a killed worker costs at most the lock\'s time, a sweep and a second', async (t, { model, process, service }) => {

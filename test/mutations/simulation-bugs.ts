@@ -14,7 +14,7 @@ export const SIMULATION_BUGS: { bug: string, file: string, find: string, put: st
   { bug: 'a worker gives no sign of life', file: 'engine/engine', find: 'next = clock.after(settings.leaseMs / 3, renew)\n        timers.add(next)\n', put: '' },
   { bug: 'a claim that was never begun is not noticed', file: 'engine/engine', find: 'claim.worker === settings.worker && !isKnown(conversation, claim)', put: 'claim.worker === settings.worker && claim.attempt < 0' },
   { bug: 'claimed work is never due', file: 'core/schedule', find: 'times.push(worker === null ? (readyAt > now ? readyAt : unclaimed(readyAt)) : now + leaseMs)', put: 'if (worker === null) times.push(readyAt > now ? readyAt : unclaimed(readyAt))' },
-  { bug: 'a lost call that writes is run again', file: 'core/transition', find: '(call.effects === \'read\' || call.idempotent)', put: '(call.effects !== undefined || call.idempotent)' },
+  { bug: 'a lost call that writes is run again', file: 'core/lapse', find: '(call.rules.effects === \'read\' || call.rules.idempotent)', put: '(call.rules.effects !== undefined || call.rules.idempotent)' },
   // Hints
   { bug: 'nothing is queued behind a commit', file: 'engine/execute', find: 'if (jobs.length === 0) return', put: 'if (jobs.length >= 0) return' },
   { bug: 'the sweep queues nothing', file: 'engine/engine', find: 'await hints.add(conversation, wanted(row.state, now, settings.leaseMs))', put: 'wanted(row.state, now, settings.leaseMs)' },
