@@ -12,7 +12,7 @@ const durable = { ownRedis: { args: ['--appendfsync', 'always'] }, env: { ...env
 const range = (n: number) => Array.from({ length: n }, (_, i) => i)
 
 for (const [profile, options] of Object.entries({ fast: { ownRedis: true, env }, durable })) {
-  story(`F60, I14: everything is killed with -9 and started again, ${profile}: nothing that was acknowledged is lost`, async (t, { model, server, process, tool, watch }) => {
+  story(`F60, I14: everything is killed with -9 and started again, ${profile}: nothing that was acknowledged is lost`, async (t, { model, server, process, service, tool }) => {
     // Long enough for messages to come in the middle of it.
     model.otherwise(turnsScript('4x3@50'))
     const first = await process('all')
@@ -34,8 +34,7 @@ for (const [profile, options] of Object.entries({ fast: { ownRedis: true, env },
     await telling
     await Promise.all(streams.map((stream) => stream.ended))
     await server?.start()
-    const { client } = await process('all')
-    watch(client)
+    const { client } = await service()
     for (const [i, run] of begun.entries()) {
       t.match(await client.ended(run), { status: 'completed', output: 'All done.' })
       const log = await client.log({ run: run.id })
