@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import root, { type Test } from 'tap'
+import { within } from '../support/client.js'
 import { API, BOUND_MS, SHORT, WORKER } from '../support/death.js'
 import { call, delayed, latch, say } from '../support/model-reply.js'
 import { begin } from '../support/schedule-http.js'
@@ -42,7 +43,7 @@ for (const [what, ms] of [['an hour ahead', HOUR], ['a hundred seconds behind', 
     const before = await client.log({ run: run.id })
     await doomed.kill()
     const died = Date.now()
-    await stream.ended
+    await within(stream.ended, () => `nobody goes on: ${stream.types().join(' ')}`, 60_000)
     const log = await client.log({ run: run.id })
     t.match(await client.run(run.id), { status: 'completed', output: 'done' })
     // By the clock of the worker that went on, which is right.

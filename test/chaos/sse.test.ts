@@ -130,21 +130,22 @@ if (noLimits === false) {
 
 story('F85: an API process killed in the middle of a frame: half of it is nothing, and whoever comes back has all of it', async (t, { model, service, process, tool }) => {
   const [doomed, other] = await Promise.all([process('api'), service()])
-  const bytes = 4_000_000
-  model.script('conv:a', [answer({ calls: [{ id: 'c', name: 'bomb', arguments: { bytes } }, { id: 'end', name: 'final_answer', arguments: { answer: 'done' } }] })])
+  // Twenty megabytes of events, more than sockets hold.
+  const calls = [...many(32, 'bomb', () => ({ bytes: 600_000 })), { id: 'end', name: 'final_answer', arguments: { answer: 'done' } }]
+  model.script('conv:a', [answer({ calls, fragment: 1000 })])
   const { run } = await other.client.finish({ input: 'conv:a', tools: [tool('bomb')], tool_policy: { final_answer_tool: 'final_answer' }, limits: { max_result_chars: 1_000_000 } })
-  // Events are bounded, so that one alone may fit into what sockets hold: the reader asks several times on one connection, and reads nothing.
   const socket = await rawReader(t, doomed.url, `/runs/${run.id}/events`)
-  await sleep(0)
   let text = ''
+  let dead = false
   socket.on('data', (chunk: Buffer) => {
     text += chunk.toString()
     // It reads the first bytes of a large frame, and no more before the process is dead.
-    if (text.length > 100_000) socket.pause()
+    if (!dead && text.includes('bomb')) socket.pause()
   })
   socket.resume()
-  while (text.length <= 100_000) await sleep(5)
+  while (!text.includes('bomb')) await sleep(5)
   await doomed.kill()
+  dead = true
   const closed = new Promise((resolve) => socket.once('close', resolve))
   socket.resume()
   await closed
