@@ -86,6 +86,8 @@ export function createEngine (deps: EngineDeps): Engine {
   /** When the sign of life was last shown. */
   let beaten = clock.now()
   const timers = new Set<() => void>()
+  /** Commits under way that may claim work. */
+  const arriving = new Set<Promise<unknown>>()
   let unlisten = () => { /* not listening yet */ }
 
   const performer: Performer = {
@@ -139,6 +141,17 @@ export function createEngine (deps: EngineDeps): Engine {
       if (desk.tasks.size === 0) desks.delete(conversation)
     })
     desk.tasks.add(task)
+  }
+
+  /** Comes for work: whatever this claims is not known here before it is stored, and a worker that stops waits for that. */
+  async function come (conversation: string, at: number, claim: 'spread' | 'sweep') {
+    const coming = execute(conversation, { type: 'Advance', at }, { claim })
+    arriving.add(coming)
+    try {
+      return await coming
+    } finally {
+      arriving.delete(coming)
+    }
   }
 
   /** Commits what a worker has to say, however long the store is away. Null: it was refused; otherwise the row as it is then. */
@@ -347,7 +360,7 @@ export function createEngine (deps: EngineDeps): Engine {
     const now = clock.now()
     // A job that nobody has taken for so long may be lost, or nobody can take jobs: then nothing must depend on it.
     const taken = found !== null && isOverdue(found.state, now, settings.leaseMs) && isOpenForWork()
-      ? (await execute(conversation, { type: 'Advance', at: now }, { claim: 'sweep' })).row
+      ? (await come(conversation, now, 'sweep')).row
       : null
     const row = taken ?? found
     const due = row === null ? null : dueAt(row.state, now, settings)
@@ -387,7 +400,7 @@ export function createEngine (deps: EngineDeps): Engine {
 
     async advance (conversation) {
       const at = clock.now()
-      const { effects, row } = await execute(conversation, { type: 'Advance', at }, { claim: 'spread' })
+      const { effects, row } = await come(conversation, at, 'spread')
       // A job that did nothing must not outlive this: its id is asked for again when there is something to do.
       if (effects.length === 0) {
         const phase = row?.state.run?.phase
@@ -414,7 +427,9 @@ export function createEngine (deps: EngineDeps): Engine {
       open = false
       let timer: () => void = () => { /* not set yet */ }
       const grace = new Promise<void>((resolve) => { timer = clock.after(graceMs, resolve) })
-      const idle = async () => { while (desks.size > 0) await Promise.all([...desks.values()].flatMap((desk) => [...desk.tasks])) }
+      const idle = async () => {
+        while (desks.size > 0 || arriving.size > 0) await Promise.allSettled([...arriving, ...[...desks.values()].flatMap((desk) => [...desk.tasks])])
+      }
       await Promise.race([idle(), grace])
       timer()
       const cut = [...desks]

@@ -126,9 +126,7 @@ story('N11: with the default settings a killed worker costs at most the lock\'s 
   await sleep(500)
   await doomed.kill()
   const killed = performance.now()
-  await model.waitForRequest(({ n }) => n === 2)
-  const cost = performance.now() - killed
-  t.ok(cost <= 10_000 + 1000 + 1000, `${Math.round(cost)} ms`)
-  t.comment(`${Math.round(cost)} ms`)
   t.equal((await client.ended(run)).output, 'done')
+  const cost = (model.requests()[1]?.arrivedAt ?? Infinity) - killed
+  t.ok(cost <= 10_000 + 1000 + 1000, `${Math.round(cost)} ms`)
 })
