@@ -37,11 +37,12 @@ export const GUARDS: Bug[] = [
   { bug: 'expiry is reported as a person\'s no', file: 'src/core/suspension.ts', edits: [['message: \'nobody decided on this call in time, so it was not run\'', 'message: \'a person has rejected this call\'']], by: 'simulation' },
   { bug: 'what is run is not what was approved', file: 'src/core/suspension.ts', edits: [['      setArguments(draft, call, decision.arguments)\n', '']], by: 'simulation' },
   { bug: 'an edited call disturbs who is at work', file: 'src/core/schedule.ts', edits: [['(j < i || call.status === \'running\')', 'j < i']], by: 'test/core/startable.test.ts' },
+  { bug: 'what was deleted is run without its arguments', file: 'src/engine/engine.ts', edits: [['if (given === undefined) return\n', '']], by: 'test/engine/calls.test.ts' },
   // Readers and clients
-  { bug: '`$` instead of a cursor in the event reader', file: 'src/services/events.ts', edits: [['let cursor = Math.max(after, scope.first - 1)\n\n    /** What the log', 'let cursor = Math.max(after, row.state.seq)\n\n    /** What the log']], by: 'test/e2e/events.test.ts' },
+  { bug: '`$` instead of a cursor in the event reader', file: 'src/services/events.ts', edits: [['let cursor = Math.max(after, scope.first - 1)\n\n    /** What the log', 'let cursor = Math.max(after, row.state.seq)\n\n    /** What the log']], by: 'test/services/events.test.ts' },
   { bug: 'SSE subscribes after it has read', file: 'src/services/events.ts', edits: [
     ['const unsubscribe = await answering(() => feed.subscribe(conversation, hear))', 'let unsubscribe = () => {}'],
     ['      if (fenceOf(row.state) > 0) yield* text()', '      unsubscribe = await answering(() => feed.subscribe(conversation, hear))\n      if (fenceOf(row.state) > 0) yield* text()']
-  ], by: 'test/e2e/events.test.ts' },
+  ], by: 'test/services/events.test.ts' },
   { bug: 'the idempotency key is ignored', file: 'plugins/idempotency.ts', edits: [['if (key === undefined) return', 'if (key !== \'\') return']], by: 'test/routes/idempotency.test.ts' }
 ]

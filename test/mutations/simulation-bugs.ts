@@ -49,7 +49,6 @@ export const SIMULATION_BUGS: { bug: string, file: string, find: string, put: st
   { bug: 'a reference becomes text', file: 'core/references', find: 'if (whole?.[0] === text) {', put: 'if (whole?.[0] === text && text === \'\') {' },
   { bug: 'on_final_answer cancel stops nothing', file: 'core/settle', find: 'run.policy.on_final_answer !== \'cancel\') return false', put: 'run.policy.on_final_answer !== null) return false' },
   { bug: 'the last final answer counts', file: 'core/batch', find: 'index(call.id) < index(run.final.call_id)', put: 'index(call.id) > index(run.final.call_id)' },
-  { bug: 'what was deleted is run without its arguments', file: 'engine/engine', find: 'if (given === undefined) return\n', put: '' },
   // People and clients
   { bug: 'somebody is asked while others work', file: 'core/schedule', find: 'phase.suspension !== null || phase.calls.some((call) => call.status === \'running\' ||', put: 'phase.suspension !== null || phase.calls.some((call) => call.status === \'suspended\' ||' },
   { bug: 'a group leaves one out', file: 'core/schedule', find: 'run.policy.suspension === \'grouped\' ? found :', put: 'run.policy.suspension === \'grouped\' ? found.slice(0, 2) :' },
