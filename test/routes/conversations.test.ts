@@ -65,7 +65,7 @@ t.test('GET /conversations/:id/state has the version as its ETag, and is 304 whi
   const response = await get()
   conforms(t, app, 'getConversationState', response)
   t.equal(response.headers.etag, '"1"')
-  t.strictSame(response.json(), { version: 1, state: { id } })
+  t.strictSame(response.json(), { version: 1, epoch: 1, state: { id } })
   for (const header of ['"1"', 'W/"1"', '"0", "1"', '*']) {
     const same = await get(header)
     t.strictSame([same.statusCode, same.body, same.headers.etag], [304, '', '"1"'], header)
