@@ -62,22 +62,25 @@ const eventsIn = (frames: Frame[]): Event[] => frames.flatMap(({ id, data }) => 
 
 /** What the judge of the four records looks at. */
 function asStream ({ path, after, frames }: Session['segments'][number]): EventStream {
-  return { path, after, frames, events: () => eventsIn(frames) } as EventStream
+  return { path, after: seqOf(after), frames, events: () => eventsIn(frames) } as EventStream
 }
+
+/** Behind the dot of an event's id stands its epoch. */
+const seqOf = (id: string): number => Number.parseInt(id)
 
 /** I4, I15: whoever reads an event, when and where ever, reads the same bytes; each connection goes on behind the one before. */
 function judgeReaders ({ session }: Case, wrong: Wrong): void {
   const bytes = new Map<string, string>()
   for (const { path, after, frames } of session.segments) {
-    let last = after
+    let last = seqOf(after)
     for (const { id, event, data } of frames) {
       if (event === 'stream.reset') wrong(`I4b: ${path} after ${after} was reset, though nothing was lost`)
       if (id === null) continue
       if (bytes.has(id) && bytes.get(id) !== data) wrong(`I4: event ${id} was read with two contents on ${path}`)
       bytes.set(id, data)
-      if (Number(id) <= last) wrong(`I15: ${path} after ${after} brings ${id} behind ${last}`)
-      if (path.startsWith('/conversations/') && Number(id) !== last + 1) wrong(`I4: ${path} after ${after} brings ${id} behind ${last}`)
-      last = Number(id)
+      if (seqOf(id) <= last) wrong(`I15: ${path} after ${after} brings ${id} behind ${last}`)
+      if (path.startsWith('/conversations/') && seqOf(id) !== last + 1) wrong(`I4: ${path} after ${after} brings ${id} behind ${last}`)
+      last = seqOf(id)
     }
   }
 }

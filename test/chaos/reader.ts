@@ -4,8 +4,8 @@ import { createParser } from 'eventsource-parser'
 import type { Random } from '../simulation/random.js'
 import type { Frame } from '../support/client.js'
 
-/** What came by one connection of a reader. */
-export interface Segment { path: string, after: number, frames: Frame[] }
+/** What came by one connection of a reader; `after`: the id of the event it had last, "0" for none. */
+export interface Segment { path: string, after: string, frames: Frame[] }
 
 export interface Reading {
   path: string
@@ -17,7 +17,7 @@ export interface Reading {
 
 /** Reads a stream to its end with many connections: each is left after a while, and the next one, to any API process, goes on behind the last event. */
 export async function readAlong ({ path, random, urls, segments, over }: Reading): Promise<void> {
-  let cursor = 0
+  let cursor = '0'
   while (!over()) {
     const url = random.pick(urls())
     if (url === undefined) {
@@ -27,7 +27,7 @@ export async function readAlong ({ path, random, urls, segments, over }: Reading
     const segment: Segment = { path, after: cursor, frames: [] }
     const status = await connect(url, segment, random, over).catch(() => null)
     if (segment.frames.length > 0) segments.push(segment)
-    cursor = Math.max(cursor, ...segment.frames.map(({ id }) => Number(id ?? 0)))
+    cursor = segment.frames.findLast(({ id }) => id !== null)?.id ?? cursor
     // 204: everything has been read. 404: it was deleted.
     if (status === 204 || status === 404) return
     await sleep(random.int(0, 200))
@@ -40,8 +40,8 @@ function connect (url: string, segment: Segment, random: Random, over: () => boo
   const header = random.chance(0.5)
   const leave = AbortSignal.timeout(random.int(50, 3000))
   return new Promise((resolve, reject) => {
-    const sent = request(`${url}${segment.path}${header || segment.after === 0 ? '' : `?after=${segment.after}`}`, {
-      agent: false, signal: leave, headers: { accept: 'text/event-stream', ...(header && segment.after > 0 && { 'last-event-id': String(segment.after) }) }
+    const sent = request(`${url}${segment.path}${header || segment.after === '0' ? '' : `?after=${segment.after}`}`, {
+      agent: false, signal: leave, headers: { accept: 'text/event-stream', ...(header && segment.after !== '0' && { 'last-event-id': segment.after }) }
     }, (response: IncomingMessage) => {
       response.setEncoding('utf8')
       const streams = response.statusCode === 200

@@ -19,7 +19,7 @@ function readersOf (bench: EngineBench, before: () => Promise<void> = async () =
     }
   }
   const context = { store, feed: bench.feed, keys: createKeys('il', 4), clock: bench.clock } as unknown as Context
-  return (after, signal) => createEventService(context).live(CALLER, { conversation_id: 'c' }, { after, signal })
+  return (after, signal) => createEventService(context).live(CALLER, { conversation_id: 'c' }, { after: { seq: after, epoch: 1 }, signal })
 }
 
 /** The numbers of the events a reader gets until nothing more comes, without any time passing. */

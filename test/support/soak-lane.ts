@@ -85,8 +85,8 @@ export function createLaneClient (origin: string): LaneClient {
           const type = /^event: (.*)$/m.exec(frame)?.[1]
           if (type === undefined) continue
           if (id !== undefined) {
-            if (Number(id) <= last.seq) throw new Error(`${path} told event ${id} behind ${last.seq}`)
-            Object.assign(last, { type, seq: Number(id) })
+            if (Number.parseInt(id) <= last.seq) throw new Error(`${path} told event ${id} behind ${last.seq}`)
+            Object.assign(last, { type, seq: Number.parseInt(id) })
           }
           if (!hear(type, frame.slice(frame.indexOf('data: ') + 6))) return last
         }

@@ -69,7 +69,7 @@ function kindOf (key: string, prefix: string): { kind: string, conversation?: st
   if (first !== prefix) return { kind: 'unknown' }
   if (tag === 'meta' || tag === 'worker' || tag === 'idempotency') return { kind: tag }
   if (tag?.startsWith('{limit')) return { kind: 'limit' }
-  if (what === 'due' || what === 'runs') return { kind: what }
+  if (what === 'due' || what === 'runs' || what === 'epoch') return { kind: what }
   if (what === 'conv' && id !== undefined) return { kind: part, conversation: id }
   return { kind: 'unknown' }
 }
