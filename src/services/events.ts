@@ -18,6 +18,9 @@ const HELD = 256
 /** A reader that was not woken for this long looks by itself: a lost wake-up costs time, never an event. Milliseconds. */
 const LOOK_MS = 15_000
 
+/** How long a reader waits before it asks a Redis that was away again. Milliseconds. */
+const AWAY_MS = 500
+
 /** What part of a conversation's log is asked for. */
 interface Scope {
   conversation: string
@@ -115,6 +118,21 @@ export function createEventService (context: Context): Services['events'] {
     const [, row] = opened
     let cursor = begin(scope, after, row.epoch)
     let ended = false
+    /** Until something is heard; true: until the time was over. */
+    async function pause (ms: number): Promise<boolean> {
+      let over = false
+      let cancel = () => { /* set at once */ }
+      await new Promise<void>((resolve) => {
+        wake = resolve
+        cancel = clock.after(ms, () => {
+          over = true
+          resolve()
+        })
+      })
+      cancel()
+      return over
+    }
+
     const isBehind = () => scope.last !== null && cursor.seq >= scope.last
 
     /** What is stored beyond the cursor; `ended` once that was the last of the run. */
@@ -174,15 +192,7 @@ export function createEventService (context: Context): Services['events'] {
       while (!signal.aborted && !ended) {
         const next = held.shift()
         if (next === undefined) {
-          let cancel = () => { /* set at once */ }
-          await new Promise<void>((resolve) => {
-            wake = resolve
-            cancel = clock.after(LOOK_MS, () => {
-              held.push({ kind: 'gap' })
-              resolve()
-            })
-          })
-          cancel()
+          if (await pause(LOOK_MS)) held.push({ kind: 'gap' })
           continue
         }
         if (next.kind === 'removed') return
@@ -195,8 +205,16 @@ export function createEventService (context: Context): Services['events'] {
         const [first] = events
         // Of another epoch: what the reader has seen may be lost, also when the numbers go on.
         if (first === undefined || first.seq > cursor.seq + 1 || first.epoch !== cursor.epoch) {
-          yield* stored()
-          if (next.kind === 'gap' && !ended) yield* text()
+          try {
+            yield* stored()
+            if (next.kind === 'gap' && !ended) yield* text()
+          } catch (error) {
+            if (!(error instanceof ProblemError) || error.code !== 'unavailable') throw error
+            // Redis is away. The reader has missed nothing that anybody else has: it waits with us.
+            await pause(AWAY_MS)
+            held.unshift({ kind: 'gap' })
+            continue
+          }
         }
         for (const event of events) {
           if (event.seq !== cursor.seq + 1 || event.epoch !== cursor.epoch || ended) continue

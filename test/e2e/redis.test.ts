@@ -11,6 +11,7 @@ story('F60, N12: Redis is killed and restarted under load: 503 within a second m
   model.otherwise(({ n }) => n > 4 ? say('done') : call(...many(3, 'sleep', (i) => ({ ms: 30 * i, value: i }), `${n}c`)))
   const before = await Promise.all(range(12).map((i) => client.start({ input: `conv:${i}`, tools: [tool('sleep', { effects: 'read' })] })))
   await tools.waitFor((attempts) => attempts.length >= 30)
+  const streams = await Promise.all(before.slice(0, 3).map((run) => client.follow(run)))
   await server?.kill()
 
   const requests: [method: string, path: string, body?: unknown][] = [
@@ -32,6 +33,10 @@ story('F60, N12: Redis is killed and restarted under load: 503 within a second m
 
   await server?.start()
   for (const run of before) t.match(await client.ended(run), { status: 'completed', output: 'done', usage: { tool_calls: 12 } })
+  for (const stream of streams) {
+    await stream.ended
+    t.equal(stream.types().at(-1), 'run.completed', 'who reads meanwhile waits, and goes on reading')
+  }
   const { run } = await client.finish({ input: 'conv:after', tools: [tool('sleep', { effects: 'read' })] })
   t.equal(run.status, 'completed')
   t.equal((await worker.client.request('GET', '/health/ready')).status, 200)
