@@ -135,6 +135,18 @@ export function createEventService (context: Context): Services['events'] {
 
     const isBehind = () => scope.last !== null && cursor.seq >= scope.last
 
+    /** Reads on when Redis was away: the reader has missed nothing that anybody else has had, and waits with us. */
+    async function* patiently (items: () => AsyncGenerator<LiveItem>): AsyncGenerator<LiveItem> {
+      while (!signal.aborted && !ended) {
+        try {
+          return yield* items()
+        } catch (error) {
+          if (!(error instanceof ProblemError) || error.code !== 'unavailable') throw error
+          await pause(AWAY_MS)
+        }
+      }
+    }
+
     /** What is stored beyond the cursor; `ended` once that was the last of the run. */
     async function* stored (): AsyncGenerator<LiveItem> {
       for (let told = false; !ended;) {
@@ -185,9 +197,9 @@ export function createEventService (context: Context): Services['events'] {
     }
 
     try {
-      yield* stored()
+      yield* patiently(stored)
       if (ended || isBehind()) return
-      if (fenceOf(row.state) > 0) yield* text()
+      if (fenceOf(row.state) > 0) yield* patiently(text)
 
       while (!signal.aborted && !ended) {
         const next = held.shift()
@@ -205,16 +217,8 @@ export function createEventService (context: Context): Services['events'] {
         const [first] = events
         // Of another epoch: what the reader has seen may be lost, also when the numbers go on.
         if (first === undefined || first.seq > cursor.seq + 1 || first.epoch !== cursor.epoch) {
-          try {
-            yield* stored()
-            if (next.kind === 'gap' && !ended) yield* text()
-          } catch (error) {
-            if (!(error instanceof ProblemError) || error.code !== 'unavailable') throw error
-            // Redis is away. The reader has missed nothing that anybody else has: it waits with us.
-            await pause(AWAY_MS)
-            held.unshift({ kind: 'gap' })
-            continue
-          }
+          yield* patiently(stored)
+          if (next.kind === 'gap') yield* patiently(text)
         }
         for (const event of events) {
           if (event.seq !== cursor.seq + 1 || event.epoch !== cursor.epoch || ended) continue

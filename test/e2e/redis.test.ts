@@ -12,6 +12,7 @@ story('F60, N12: Redis is killed and restarted under load: 503 within a second m
   const before = await Promise.all(range(12).map((i) => client.start({ input: `conv:${i}`, tools: [tool('sleep', { effects: 'read' })] })))
   await tools.waitFor((attempts) => attempts.length >= 30)
   const streams = await Promise.all(before.slice(0, 3).map((run) => client.follow(run)))
+  await Promise.all(streams.map((stream) => stream.until(({ event }) => event === 'run.started')))
   await server?.kill()
 
   const requests: [method: string, path: string, body?: unknown][] = [
