@@ -10,7 +10,7 @@ async function oneRound (seed: number): Promise<Chaos> {
   return await chaos(t, { seed, minutes: 0.01, conversations: 8, say: (line) => t.comment(line) })
 }
 
-for (const seed of [1, Math.floor(Math.random() * 1_000_000)]) {
+for (const seed of [1]) {
   void t.test(`F90: seed ${seed}: whatever is killed, frozen or cut off, every invariant holds and everything comes to rest`, async (t) => {
     const { figures, violations, folder } = await oneRound(seed)
     t.same(violations, [], `again: npm run chaos -- --seed ${seed}; what was done: ${folder}`)
