@@ -72,7 +72,7 @@ story('A3: what there is not is 404 on every route', async (t, { model, service 
       // A body that is right in every other respect.
       const body = !/^(post|patch)$/.test(method) ? undefined
         : path.includes('/messages') ? { content: 'hello' }
-          : path.endsWith('/decisions') ? { suspension_id: `susp_${'0'.repeat(26)}1`, decisions: [{ call_id: UNKNOWN_CALL, decision: 'approve' }] }
+          : path.endsWith('/repair') ? { action: 'explain' } : path.endsWith('/decisions') ? { suspension_id: `susp_${'0'.repeat(26)}1`, decisions: [{ call_id: UNKNOWN_CALL, decision: 'approve' }] }
             : path.endsWith('/tool_outputs') ? { outputs: [{ call_id: UNKNOWN_CALL, output: 1 }] } : undefined
       t.match(problemIn(await client.request(method.toUpperCase(), address, { body })), { status: 404, code: 'not_found' }, `${method} ${path}`)
       asked++

@@ -1,5 +1,5 @@
 import type { Event } from '../../src/core/event.js'
-import type { State } from '../../src/core/state.js'
+import type { CallState, State } from '../../src/core/state.js'
 
 /** A conversation as somebody sees it who has read only its events, or only its row. Both must be the same: that is what resumable means. */
 export interface Picture {
@@ -78,6 +78,9 @@ export function createFold (): Fold {
   }
 }
 
+/** Nobody is told that a worker was lost, only that the call begins again. */
+const hasToldOf = (call: CallState): boolean => call.status === 'pending' && call.attempt > 0
+
 export function pictureOf ({ seq, turn, run, queue, waiting }: State): Picture {
   const phase = run?.phase
   const tried = phase?.type === 'turn' && phase.attempt > 0 ? phase : null
@@ -87,7 +90,7 @@ export function pictureOf ({ seq, turn, run, queue, waiting }: State): Picture {
     running: run === null || run.started_at === null ? null : run.id,
     waiting: [...queue.map((one) => one.id), ...run !== null && run.started_at === null ? [run.id] : []].sort(),
     llm: tried === null ? null : [tried.turn, tried.worker === null ? tried.attempt + 1 : tried.attempt, run?.models[tried.model] as string],
-    calls: phase?.type === 'batch' ? phase.calls.map((call) => [call.id, call.status, call.attempt]) : [],
+    calls: phase?.type === 'batch' ? phase.calls.map((call) => [call.id, hasToldOf(call) ? 'running' : call.status, call.attempt]) : [],
     messages: waiting.map((message) => message.id).sort()
   }
 }

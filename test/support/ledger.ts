@@ -440,16 +440,22 @@ export function createLedger (): Ledger {
     entry(active).usage.tool_calls += asked.length
   }
 
+  /** Two workers have died over it. No call is tried again here for another reason. */
+  const isSuspect = (call: CallEntry): boolean => call.attempt - (call.running ? 1 : 0) > 1
+
   function startCall (event: Event, call: CallEntry): void {
     const run = entry(active)
     const { calls: all } = batch as BatchEntry
     must(!call.running, 'a running call does not start')
     must(call.asked.fault === null, 'a call that cannot run does not start')
     must(all.filter(({ running }) => running).length < limitOf(run), `no more than ${limitOf(run)} calls run at once`)
-    const earlier = all.slice(0, all.indexOf(call)).filter((one) => one.settled === null && !one.running && one.asked.fault === null)
+    const earlier = all.slice(0, all.indexOf(call)).filter((one) => one.settled === null && !one.running && one.asked.fault === null && (!isSuspect(one) || isSuspect(call)))
+    const others = openCalls().filter((one) => one !== call && one.asked.fault === null && (one.running || (run.order.policy.parallel && !isSuspect(one))))
+    must(!isSuspect(call) || others.length === 0, 'a call that two workers have died over runs alone, behind the others (F27)')
+    must(!all.some((one) => one.running && isSuspect(one)), 'nothing starts beside a call that two workers have died over (F27)')
     must(earlier.length === 0, `calls start in request order: ${earlier.map(({ asked }) => asked.call_id).join(' ')} first`)
     same([event.attempt, event.arguments], [call.attempt + 1, call.asked.arguments], 'tool.started')
-    must(call.attempt === 0 || command.type === 'Lapse' || command.type === 'Repair', 'a call starts again only when its worker was lost')
+    must(call.attempt === 0 || command.type === 'Lapse' || command.type === 'Repair' || isSuspect(call), 'a call starts again only when its worker was lost')
     call.attempt++
     call.running = true
     call.startedAt ??= now
@@ -722,7 +728,9 @@ export function createLedger (): Ledger {
       must(run.verdict === null, `${active} must have ended: ${JSON.stringify(run.verdict)}`)
       const idle = batch?.calls.filter((call) => call.settled === null && !call.running) ?? []
       must(idle.every(({ asked }) => asked.fault === null), 'calls that cannot run have failed')
-      if (batch !== null) must(idle.length === 0 || batch.calls.filter(({ running }) => running).length === limitOf(run), 'calls that may run have started')
+      const atWork = batch?.calls.filter(({ running }) => running) ?? []
+      const held = atWork.some(isSuspect) || (atWork.length > 0 && idle.every(isSuspect))
+      must(idle.length === 0 || held || atWork.length === limitOf(run), 'calls that may run have started')
       if (batch !== null) must(openCalls().length > 0, 'a settled batch has closed')
     }
     must(active !== null || line.every((id) => !isDue(entry(id))), 'a run whose time has come is active when no other is')

@@ -69,6 +69,9 @@ interface StepDuty {
 const settledStatuses = new Set(['completed', 'failed', 'cancelled'])
 const isOpen = (call: JudgedCall): boolean => !settledStatuses.has(call.status)
 
+/** Two workers have died over it, and it runs alone, behind the others (F27). No call is tried again here for another reason. */
+const isSuspect = (call: JudgedCall): boolean => call.attempt - (call.status === 'running' ? 1 : 0) > 1
+
 export function createJudge (): Judge {
   const runs = new Map<string, JudgedRun>()
   const messages = new Map<string, JudgedMessage>()
@@ -346,7 +349,8 @@ export function createJudge (): Judge {
       const { limits, policy } = run(active as string).order
       const running = open.calls.filter((one) => one.status === 'running').length
       must(!duty.close, `call ${event.call_id} starts although its batch was stopped`)
-      must(open.calls.find((one) => one.status === 'pending' && one.asked.fault === null) === call, `call ${event.call_id} starts out of turn`)
+      const next = open.calls.find((one) => one.status === 'pending' && one.asked.fault === null && !isSuspect(one))
+      must(isSuspect(call) ? next === undefined && running === 0 : next === call, `call ${event.call_id} starts out of turn`)
       must(running < (policy.parallel ? limits.max_tool_concurrency : 1), `call ${event.call_id} starts although ${running} run`)
       must(event.attempt === ++call.attempt, `call ${event.call_id} starts as attempt ${String(event.attempt)}`)
       call.status = 'running'
