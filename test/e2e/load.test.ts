@@ -42,9 +42,10 @@ story('M3: a request that loses again and again is told so, and has changed noth
   const { id } = JSON.parse(made.text) as { id: string }
   const before = await client.conversation(id)
   const row = (await keys()).find((key) => key.endsWith(`:conv:${id}`)) ?? ''
-  // A version that reads as one number and is stored as another text: whoever commits finds that somebody else was first, every time.
+  // A token that reads as one word and is compared as another: whoever commits finds that somebody else was first, every time.
   const rival = new Redis(redis.url)
-  await rival.hset(row, 'version', `${before.version}.0`)
+  const tokens = await rival.hget(row, 'tokens') ?? ''
+  await rival.hset(row, 'tokens', `a\tb ${tokens}`)
   const refused = await client.request('POST', '/runs', { body: { input: 'again', conversation_id: id } })
   {
     // Whoever loses too often is told so; on a starved machine the second a request may take can be over first.
@@ -53,7 +54,7 @@ story('M3: a request that loses again and again is told so, and has changed noth
   }
   t.equal(refused.headers['retry-after'], '1')
   t.same(await client.conversation(id), before)
-  await rival.hset(row, 'version', before.version)
+  await rival.hset(row, 'tokens', tokens)
   await rival.quit()
   t.equal((await client.request('POST', '/runs', { body: { input: 'again', conversation_id: id } })).status, 201)
   await client.request('DELETE', `/conversations/${id}`)

@@ -49,16 +49,16 @@ export const damages: Damage[] = [
   }
 ]
 
-/** Changes a conversation behind everybody's back. The version rises, so that nobody goes on with the row as he remembers it. */
+/** Changes a conversation behind everybody's back, as a commit does: nobody goes on with the row as he remembers it. */
 export async function spoil ({ url, prefix }: { url: string, prefix: string }, conversation: string, harm: Damage['harm']): Promise<void> {
   const keys = createKeys(prefix, 16)
   const redis = new Redis(url)
-  const [json, version] = await redis.hmget(keys.row(conversation), 'state', 'version') as [string, string]
+  const [json, version, tokens] = await redis.hmget(keys.row(conversation), 'state', 'version', 'tokens') as [string, string, string]
   const stored = await redis.lrange(keys.messages(conversation), 0, -1)
   const state = JSON.parse(json) as State
   const ledger = stored.map((one) => JSON.parse(one) as Message)
   harm(state, ledger)
-  await redis.hset(keys.row(conversation), 'state', JSON.stringify(state), 'version', Number(version) + 1)
+  await redis.hset(keys.row(conversation), 'state', JSON.stringify(state), 'version', Number(version) + 1, 'tokens', `spoiled ${tokens}`)
   for (const message of ledger.slice(stored.length)) await redis.rpush(keys.messages(conversation), JSON.stringify(message))
   await redis.quit()
 }
