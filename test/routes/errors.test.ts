@@ -36,6 +36,7 @@ t.test('each constructor says what stands in the way, and when to come back', as
     [errors.messageDelivered('msg_a'), 'message_delivered', { message_id: 'msg_a' }],
     [errors.suspensionResolved('sus_a', 'superseded', ['call_a']), 'suspension_resolved', { suspension_id: 'sus_a', call_ids: ['call_a'] }],
     [errors.callSettled('has its result', ['call_a']), 'call_settled', { call_ids: ['call_a'] }],
+    [errors.notRepairable('Wait.', ['run_a']), 'not_repairable', { run_ids: ['run_a'] }],
     [errors.conversationExists('conv_a'), 'conversation_exists', { conversation_id: 'conv_a' }],
     [errors.idempotencyInProgress(), 'idempotency_in_progress', { retry_after_s: 1 }],
     [errors.versionConflict(), 'version_conflict', { retry_after_s: 1 }],

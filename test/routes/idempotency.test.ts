@@ -22,12 +22,13 @@ t.test('M5: the same key and body gets the first answer again, and the work is d
 
 t.test('M5: every POST of openapi.yaml takes a key', async (t) => {
   const { app, fake } = await testApp(t)
-  const { id } = await newRun(app)
+  const { id, conversation_id: conversation } = await newRun(app)
   const { paths } = app.swagger() as unknown as { paths: Record<string, Record<string, { parameters?: { name: string }[] }>> }
   const callId = 'call_01KAG6XN3Q8V5T2M7R4C9B1DZH'
   const bodies: Record<string, object> = {
     '/runs': { input: 'x' },
     '/conversations': {},
+    '/conversations/{conversation_id}/repair': { action: 'explain' },
     '/runs/{run_id}/messages': { content: 'x' },
     '/runs/{run_id}/decisions': { suspension_id: 'susp_01KAG6XN3Q8V5T2M7R4C9B1DZH1', decisions: [{ call_id: callId, decision: 'approve' }] },
     '/runs/{run_id}/tool_outputs': { outputs: [{ call_id: callId, output: 1 }] }
@@ -36,7 +37,7 @@ t.test('M5: every POST of openapi.yaml takes a key', async (t) => {
   t.ok(posts.length >= 3)
   for (const [path, { post: operation }] of posts) {
     t.ok(operation?.parameters?.some(({ name }) => name === 'Idempotency-Key'), path)
-    const request = { method: 'POST', url: path.replace('{run_id}', id).replace('{call_id}', callId), headers: { 'idempotency-key': path }, payload: bodies[path] } as const
+    const request = { method: 'POST', url: path.replace('{run_id}', id).replace('{conversation_id}', conversation).replace('{call_id}', callId), headers: { 'idempotency-key': path }, payload: bodies[path] } as const
     const first = await app.inject(request)
     t.ok(first.statusCode < 300, path)
     const calls = fake.calls.length

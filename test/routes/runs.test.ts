@@ -103,7 +103,7 @@ t.test('A3: what does not exist is 404 on every route', async (t) => {
   const ids = { run_id: UNKNOWN_RUN, call_id: UNKNOWN_CALL, message_id: 'msg_01KAG6XN3Q8V5T2M7R4C9B1DZH', conversation_id: 'conv_01KAG6XN3Q8V5T2M7R4C9B1DZH' }
   for (const { method, path, takesBody } of routes) {
     const url = path.replace(/{(\w+)}/g, (_, name: keyof typeof ids) => ids[name])
-    const payload = path.endsWith('/decisions') ? DECISIONS : path.endsWith('/tool_outputs') ? OUTPUTS : { content: 'hello' }
+    const payload = path.endsWith('/repair') ? { action: 'explain' } : path.endsWith('/decisions') ? DECISIONS : path.endsWith('/tool_outputs') ? OUTPUTS : { content: 'hello' }
     refused(t, await app.inject({ method, url, ...(takesBody && { payload }) }), 404, 'not_found')
   }
   refused(t, await post(app, '/runs', { input: 'x', conversation_id: 'nobody' }), 404, 'not_found')
