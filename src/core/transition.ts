@@ -12,7 +12,7 @@ import { mend, repair } from './repair.js'
 import { fillResources } from './resources.js'
 import { settle } from './settle.js'
 import { decide, submitOutputs } from './suspension.js'
-import { type ActiveRun, type BatchPhase, type CallState, type QueuedRun, type State, type TurnPhase } from './state.js'
+import type { ActiveRun, BatchPhase, CallState, QueuedRun, State, TurnPhase } from './state.js'
 import { concludeTurn, restartTurn } from './turn.js'
 
 /** Why a command changed nothing. `stale`: it comes from a worker that lost the right to write, or for something already settled. */
