@@ -105,12 +105,12 @@ export function createEventService (context: Context): Services['events'] {
       else held.push(one)
       wake()
     }
-    // First listen, then read: what happens in between is seen twice, and told once.
-    const conversation = where.conversation_id ?? await answering(() => conversationOf(context, caller, where.run_id ?? ''))
-    const unsubscribe = await answering(() => feed.subscribe(conversation, hear))
     signal.addEventListener('abort', abort)
+    // First listen, then read: what happens in between is seen twice, and told once.
+    const conversation = where.conversation_id ?? await insist(() => conversationOf(context, caller, where.run_id ?? ''))
+    const unsubscribe = await insist(() => feed.subscribe(conversation, hear))
     const open = () => answering(() => Promise.all([scopeOf(caller, { ...where, conversation_id: conversation }), rowOf(context, caller, conversation)]))
-    const opened = await open().catch((error: unknown) => {
+    const opened = await insist(open).catch((error: unknown) => {
       unsubscribe()
       throw error
     })
@@ -135,14 +135,30 @@ export function createEventService (context: Context): Services['events'] {
 
     const isBehind = () => scope.last !== null && cursor.seq >= scope.last
 
-    /** Reads on when Redis was away: the reader has missed nothing that anybody else has had, and waits with us. */
+    /** Goes on when that is why something failed, and Redis may be back. */
+    async function away (error: unknown): Promise<void> {
+      if (signal.aborted || !(error instanceof ProblemError) || error.code !== 'unavailable') throw error
+      await pause(AWAY_MS)
+    }
+
+    /** As often as it takes: the reader has been answered 200 by now, and waits with us. */
+    async function insist<T> (task: () => Promise<T>): Promise<T> {
+      for (;;) {
+        try {
+          return await answering(task)
+        } catch (error) {
+          await away(error)
+        }
+      }
+    }
+
+    /** Reads on when Redis was away: the reader has missed nothing that anybody else has had. */
     async function* patiently (items: () => AsyncGenerator<LiveItem>): AsyncGenerator<LiveItem> {
       while (!signal.aborted && !ended) {
         try {
           return yield* items()
         } catch (error) {
-          if (!(error instanceof ProblemError) || error.code !== 'unavailable') throw error
-          await pause(AWAY_MS)
+          await away(error)
         }
       }
     }

@@ -42,7 +42,7 @@ export interface Fleet {
 }
 
 /** A process starts in a second or two, and on a machine that does ten other things in a minute or two. Milliseconds. */
-const PATIENCE_MS = 240_000
+export const PATIENCE_MS = 240_000
 
 export const CALLER = 'sk-canary-of-'
 

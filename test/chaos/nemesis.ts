@@ -62,7 +62,8 @@ export function createNemesis ({ random, fleet, journal, server, direct, prefix,
   const struck: Record<string, number> = {}
   let killed = 0
   const frozen = new Set<Member>()
-  let redis: 'up' | 'frozen' | 'down' = 'up'
+  /** One fault of Redis at a time: what is down cannot be frozen. */
+  let atRedis = false
   let mending: Promise<void> = Promise.resolve()
 
   /** A process that works, of a kind. None: too many are down already. */
@@ -147,11 +148,13 @@ export function createNemesis ({ random, fleet, journal, server, direct, prefix,
   }
 
   async function toRedis (kind: string, act: () => Promise<void>): Promise<void> {
-    if (redis !== 'up') return
+    if (atRedis) return
+    atRedis = true
     const fault = journal.begin(kind, [], await claimed('any').catch(() => []))
     count(kind)
-    await act().catch(() => { /* another fault was faster */ })
+    await act().catch(() => { /* a fault of its connection was faster */ })
     fault.end()
+    atRedis = false
   }
 
   const acts: [weight: number, act: () => Promise<void>][] = [
@@ -189,30 +192,30 @@ export function createNemesis ({ random, fleet, journal, server, direct, prefix,
     })],
     [1, () => toRedis('foreign jobs', foreignJobs)],
     [1, () => toRedis('Redis killed', async () => {
-      redis = 'down'
       mending = (async () => {
         await server.kill()
         await sleep(random.int(100, 1500))
         await server.start()
-        redis = 'up'
       })()
       await mending
     })],
     [1, () => toRedis('Redis frozen', async () => {
-      redis = 'frozen'
       server.pause()
       await sleep(random.int(500, 3000))
       server.resume()
-      redis = 'up'
     })]
   ]
 
   async function foreignJobs (): Promise<void> {
     const queue = new Queue('advance', { connection: direct, prefix: `{${prefix}-queue}`, skipVersionCheck: true })
     queue.on('error', () => {})
-    await queue.add('advance', { conversation: 'conv_unknown' })
-    await queue.add('something else', { no: 'conversation' })
-    await queue.add('advance', null)
+    try {
+      await queue.add('advance', { conversation: 'conv_unknown' })
+      await queue.add('something else', { no: 'conversation' })
+      await queue.add('advance', null)
+    } finally {
+      await queue.close()
+    }
   }
 
   return {
@@ -231,8 +234,6 @@ export function createNemesis ({ random, fleet, journal, server, direct, prefix,
       frozen.clear()
       for (const { proxy } of fleet.places) proxy.heal()
       await mending
-      if (redis === 'frozen') server.resume()
-      redis = 'up'
     }
   }
 }

@@ -9,12 +9,12 @@ import { claimsOf, type State } from '../../src/core/state.js'
 import type { Run } from '../../src/schemas/run.js'
 import { createKeys } from '../../src/store/keys.js'
 import { createRandom } from '../simulation/random.js'
-import { createClient } from '../support/client.js'
+import { createClient, within } from '../support/client.js'
 import { gather, type Evidence } from '../support/invariants.js'
 import { startModelServer } from '../support/model-server.js'
 import { privateRedis } from '../support/redis.js'
 import { startToolServer } from '../support/tool-server.js'
-import { openFleet } from './fleet.js'
+import { openFleet, PATIENCE_MS } from './fleet.js'
 import { recoveries, spread, wasted, type Figures } from './figures.js'
 import { now, openJournal, type Fault } from './journal.js'
 import { callerOf, judgeCase, timesOf } from './judge.js'
@@ -125,7 +125,7 @@ export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 
     const strikes: Promise<void>[] = []
     while (now() < end) {
       await sleep(random.int(150, 1100))
-      strikes.push(nemesis.strike().catch((error: Error) => { violations.push(`chaos: ${String(error.stack)}`) }))
+      strikes.push(within(nemesis.strike(), () => 'a fault does not end', 2 * PATIENCE_MS).catch((error: Error) => { violations.push(`chaos: ${String(error.stack)}`) }))
     }
     await nemesis.heal()
     await Promise.all(strikes)
@@ -197,6 +197,7 @@ export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 
       keepJournal(number, journal.faults)
       for (const what of found.slice(0, 20)) say(`VIOLATION ${what}`)
     }
+    for (const { process } of fleet.members) process.logs.length = 0
     violations.push(...found)
     figures.llm_calls += requests.length
     figures.kills = nemesis.kills()
@@ -272,7 +273,7 @@ export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 
   /** What a process logs as an error is one, and no text of anybody is in its log. */
   async function judgeLogs (found: string[]): Promise<void> {
     for (const { id, process } of fleet.members) {
-      for (const line of process.logs.splice(0)) {
+      for (const line of process.logs) {
         if (!line.startsWith('{')) continue
         const { level, msg, status } = JSON.parse(line) as { level: number, msg: string, status?: number }
         // Redis is away now and then: that is no error of theirs.

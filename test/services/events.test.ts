@@ -1,4 +1,5 @@
 import t from 'tap'
+import { UnavailableError } from '../../src/engine/execute.js'
 import type { Context } from '../../src/services/context.js'
 import { createEventService } from '../../src/services/events.js'
 import type { LiveItem } from '../../src/services/services.js'
@@ -45,6 +46,38 @@ t.test('C2: a reader gets exactly what lies beyond its cursor, whatever the log 
     const stop = new AbortController()
     t.strictSame(await numbers(readersOf(bench)(after, stop.signal), stop), Array.from({ length: last - after }, (_, i) => after + 1 + i), `after ${after}`)
   }
+})
+
+t.test('N12: a stream that is promised while Redis stops answering begins when it answers again, with all that was asked for', async (t) => {
+  const bench = createBench()
+  await bench.start(await bench.worker('w1'))
+  await settled()
+  const asked = ['load', 'docs', 'subscribe', 'log']
+  let away = true
+  const unless = (name: string) => async <T>(result: Promise<T>): Promise<T> => {
+    if (away && asked.includes(name)) throw new UnavailableError(`${name} was not answered`)
+    return await result
+  }
+  const failing = <T extends object>(target: T): T => new Proxy(target, {
+    get: (of, name) => (...args: unknown[]) => unless(String(name))((of[name as keyof T] as (...args: unknown[]) => Promise<unknown>)(...args))
+  })
+  const context = { store: failing(bench.store), feed: failing(bench.feed), keys: createKeys('il', 4), clock: bench.clock } as unknown as Context
+  const stop = new AbortController()
+  const seen: number[] = []
+  const reading = (async () => {
+    for await (const item of createEventService(context).live(CALLER, { conversation_id: 'c' }, { after: { seq: 0, epoch: 1 }, signal: stop.signal })) {
+      if (item.kind === 'event') seen.push(item.event.seq)
+    }
+  })()
+  for (; asked.length > 0; asked.pop()) {
+    await bench.clock.pass(2000)
+    t.strictSame(seen, [])
+  }
+  away = false
+  await bench.clock.pass(2000)
+  t.strictSame(seen, (await bench.events()).map(({ seq }) => seq))
+  stop.abort()
+  await reading
 })
 
 t.test('P14: what is stored between a reader\'s look into the log and its wait is told at once, and once', async (t) => {
