@@ -1,6 +1,6 @@
 /**
  * `npm test`: everything that must hold, in one go, on a machine with nothing but Node and npm. Starts a Redis of its own for all test
- * files, then runs the checks below in order. Arguments go to tap: `npm test -- test/core`. The last line is `N passed, N failed`.
+ * files, then runs the checks below, two at a time before the tests. Arguments go to tap: `npm test -- test/core`. The last line is `N passed, N failed`.
  */
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
@@ -16,10 +16,10 @@ process.chdir(root)
 
 let passed = 0
 let failed = 0
-let child: ChildProcess | undefined
-// Ctrl-C reaches the child as well; when it has ended, we end in good order. A SIGTERM is passed on.
+const children = new Set<ChildProcess>()
+// Ctrl-C reaches the children as well; when they have ended, we end in good order. A SIGTERM is passed on.
 process.on('SIGINT', () => {})
-process.on('SIGTERM', () => child?.kill('SIGTERM'))
+process.on('SIGTERM', () => { for (const child of children) child.kill('SIGTERM') })
 
 const dataDir = mkdtempSync(join(tmpdir(), 'interlock-test-'))
 try {
@@ -27,10 +27,10 @@ try {
   const redis = await openRedis(loadConfig({ INTERLOCK_DATA_DIR: dataDir }), { info: note, warn: note })
   try {
     const env = { ...cleanEnvironment(), INTERLOCK_TEST_REDIS: redis.url }
-    await step('types', ['tsc', '-p', '.', '--noEmit'], env)
-    await step('lint', ['eslint', '.'], env)
-    if (existsSync('src/openapi.ts')) await step('openapi', ['tsx', 'src/openapi.ts', '--check'], env)
-    await step('build', ['npm', 'run', '--silent', 'build'], env) // the process tests also run what is shipped
+    await Promise.all([
+      step('types', ['tsc', '-p', '.', '--noEmit'], env).then(() => step('openapi', ['tsx', 'src/openapi.ts', '--check'], env)),
+      step('build', ['npm', 'run', '--silent', 'build'], env).then(() => step('lint', ['eslint', '.'], env)) // the process tests also run what is shipped
+    ])
     await tests(process.argv.slice(2), env)
   } finally {
     await redis.stop()
@@ -51,7 +51,9 @@ function cleanEnvironment (): NodeJS.ProcessEnv {
 
 function start ([name, ...args]: string[], env: NodeJS.ProcessEnv, stdout: 'inherit' | 'pipe'): ChildProcess {
   const local = join(root, 'node_modules/.bin', name!)
-  child = spawn(existsSync(local) ? local : name!, args, { env, stdio: ['ignore', stdout, 'inherit'] })
+  const child = spawn(existsSync(local) ? local : name!, args, { env, stdio: ['ignore', stdout, 'inherit'] })
+  children.add(child)
+  child.once('exit', () => children.delete(child))
   return child
 }
 
