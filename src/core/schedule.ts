@@ -47,7 +47,7 @@ export function startable (run: ActiveRun, phase: BatchPhase, now: number): Call
 }
 
 /** Whether this call may be what its workers died of. One death says nothing: it hits whatever a worker had in hand. */
-const isSuspect = (call: CallState): boolean => call.losses > 1
+export const isSuspect = (call: CallState): boolean => call.losses > 1
 
 /**
  * The calls that are to be raised as one suspension, once all that may start (`startable`) has been started: they need a person or the client, and nothing

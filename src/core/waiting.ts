@@ -1,4 +1,4 @@
-import { atOnce, awaited, dueAt, inOrder, inTheWay, timeoutAt } from './schedule.js'
+import { atOnce, awaited, dueAt, inOrder, inTheWay, isSuspect, startable, timeoutAt } from './schedule.js'
 import { isOpen, type ActiveRun, type BatchPhase, type CallState, type State } from './state.js'
 import { unanswered } from './suspension.js'
 
@@ -32,7 +32,7 @@ export interface WaitingCall {
    * - `retry`: the time of its next try
    * - `call`: calls whose output its arguments refer to, or that must be decided on before it
    * - `resource`: calls that hold a resource of it
-   * - `limit`: room under the run's or its tool's limit
+   * - `limit`: room under the run's or its tool's limit, or its turn where calls go one at a time
    * - `approval`, `client_tool`: a person's decision, the client's output
    */
   for: 'worker' | 'result' | 'retry' | 'call' | 'resource' | 'limit' | 'approval' | 'client_tool'
@@ -95,5 +95,8 @@ function waitOf (run: ActiveRun, phase: BatchPhase, call: CallState, now: number
   if (holders.length > 0) return on('resource', holders)
   const alike = running.filter((one) => one.name === call.name)
   if (call.rules.max_concurrency !== undefined && alike.length >= call.rules.max_concurrency) return on('limit', alike)
-  return running.length >= atOnce(run) ? on('limit', running) : on('worker')
+  const earlier = order.slice(0, i).filter(isOpen)
+  if (!run.policy.parallel && earlier.length > 0) return on('limit', earlier)
+  const first = isSuspect(call) && running.length === 0 ? startable(run, phase, now).filter((one) => one !== call) : running
+  return running.length >= atOnce(run) || running.some(isSuspect) || (isSuspect(call) && first.length > 0) ? on('limit', first) : on('worker')
 }

@@ -7,7 +7,7 @@ import type { Feed, Presence, Row, Store, WorkerNote } from '../store/store.js'
 import { readArguments } from './arguments.js'
 import { performCall, takePlace } from './call.js'
 import type { Event } from '../core/event.js'
-import { abortNote, createExecute, type Executed, type Performer } from './execute.js'
+import { abortNote, createExecute, UnavailableError, type Executed, type Performer } from './execute.js'
 import { createLedgerCache } from './ledger.js'
 import type { Model } from './model/model.js'
 import { forModel } from './tools/output.js'
@@ -135,7 +135,8 @@ export function createEngine (deps: EngineDeps): Engine {
   function track (conversation: string, work: () => Promise<void>): void {
     const desk = deskOf(conversation)
     const task = work().catch((error: Error) => {
-      log.error({ conversation_id: conversation, err: error }, 'work for a conversation failed; the sweep will look at it')
+      // A store that is away is no error of ours.
+      log[error instanceof UnavailableError ? 'warn' : 'error']({ conversation_id: conversation, err: error }, 'work for a conversation failed; the sweep will look at it')
     }).finally(() => {
       desk.tasks.delete(task)
       if (desk.tasks.size === 0) desks.delete(conversation)

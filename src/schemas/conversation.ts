@@ -36,7 +36,7 @@ export const WaitingCall = Type.Object({
   call_id: Type.String(),
   name: Type.String(),
   waits_for: Type.Enum(['worker', 'result', 'retry', 'call', 'resource', 'limit', 'approval', 'client_tool'], {
-    description: '`worker`: that one takes it. `result`: it runs. `retry`: the time of its next try. `call`: calls it refers to, or that must be decided on first. `resource`: calls that hold a resource of it. `limit`: room under the run\'s or its tool\'s limit. `approval`, `client_tool`: a decision, an output of the client.'
+    description: '`worker`: that one takes it. `result`: it runs. `retry`: the time of its next try. `call`: calls it refers to, or that must be decided on first. `resource`: calls that hold a resource of it. `limit`: room under the run\'s or its tool\'s limit, or its turn where calls go one at a time. `approval`, `client_tool`: a decision, an output of the client.'
   }),
   behind: Type.Array(Type.String(), { description: 'The calls that stand in its way.' }),
   attempt: Type.Integer({ description: 'How often it was started.' }),

@@ -15,6 +15,7 @@ const approval = (name: string, expires: number | null = null) => call(name, { r
 const client = (name: string) => call(name, { rules: rules({ client: { expires_ms: 5000 } }) })
 const writes = (name: string, resource: string) => call(name, { rules: rules({ effects: 'write', resources: [resource] }) })
 const refers = (name: string, to: string) => call(name, { references: [`p_${to}`], arguments: { at: `{{stepOutputs.p_${to}.x}}` } })
+const reads = (name: string) => call(name, { rules: rules({ effects: 'read' }) })
 const alone = (name: string) => call(name, { rules: rules({ max_concurrency: 1 }) })
 const again = (name: string) => call(name, { rules: rules({ idempotent: true, retry: { attempts: 3, backoff_ms: 700 } }) })
 /** A failure that may pass, with what another try needs. */
@@ -47,6 +48,21 @@ const rows: { when: string, steps: Step[], waits: string | null }[] = [
   { when: 'a call waits for a resource', steps: [start(), work(), by('w1', ask(writes('a', 'x'), writes('b', 'x'), writes('c', 'y')))], waits: `tools until ${HOUR}: a result, b resource behind a, c result` },
   { when: 'a tool has no more room', steps: [start(), work(), by('w1', ask(alone('a'), alone('b')))], waits: `tools until ${HOUR}: a result, b limit behind a` },
   { when: 'the run has no more room', steps: [start({ limits: { max_tool_concurrency: 1 } }), work(), by('w1', ask(call('a'), call('b')))], waits: `tools until ${HOUR}: a result, b limit behind a` },
+  {
+    when: 'calls go one at a time',
+    steps: [start({ policy: { parallel: false } }), work(), by('w1', ask(again('a'), call('b'))), by('w1', brief('a'))],
+    waits: 'retry until 700: a retry until 700, b limit behind a'
+  },
+  {
+    when: 'two workers died over calls: each of these runs alone',
+    steps: [start(), work(), by('w1', ask(reads('a'), reads('b'))), lose('w1'), work('w2'), lose('w2')],
+    waits: `worker until ${HOUR}: a worker, b limit behind a`
+  },
+  {
+    when: 'one of those runs',
+    steps: [start(), work(), by('w1', ask(reads('a'), reads('b'))), lose('w1'), work('w2'), lose('w2'), work('w3')],
+    waits: `tools until ${HOUR}: a result, b limit behind a`
+  },
   { when: 'a call waits for its next try', steps: [start(), work(), by('w1', ask(again('a'))), by('w1', brief('a'))], waits: 'retry until 700: a retry until 700' },
   { when: 'a call waits for its next try beside one that runs', steps: [start(), work(), by('w1', ask(again('a'), call('b'))), by('w1', brief('a'))], waits: `tools until ${HOUR}: a retry until 700, b result` },
   { when: 'a person will be asked once the others are done', steps: [start(), work(), by('w1', ask(approval('a'), call('b')))], waits: `tools until ${HOUR}: a approval behind b, b result` },

@@ -53,6 +53,6 @@ export async function dieAt (t: Test, { service, process, redis }: World, { text
 }
 
 /** Asserts that what follows a death follows in time. */
-export function inTime (t: Test, { costMs, log, before }: Death): void {
-  t.ok(costMs !== null && costMs <= BOUND_MS, `${log[before.length]?.type} ${costMs} ms after the death; at most ${BOUND_MS}`)
+export function inTime (t: Test, { costMs, log, before }: Death, boundMs = BOUND_MS): void {
+  t.ok(costMs !== null && costMs <= boundMs, `${log[before.length]?.type} ${costMs} ms after the death; at most ${boundMs}`)
 }
