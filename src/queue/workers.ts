@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Worker } from 'bullmq'
+import { UnrecoverableError, Worker } from 'bullmq'
 import type { Engine } from '../engine/engine.js'
 import type { Log } from '../engine/ports.js'
 import type { Line } from './line.js'
@@ -35,6 +35,12 @@ export interface Workers {
 /** Milliseconds that closing what is over may take. */
 const CLOSE_MS = 2000
 
+/** Undefined: somebody else has put something into our queue. */
+function conversationOf (data: unknown): string | undefined {
+  const { conversation } = (data ?? {}) as Partial<AdvanceJob>
+  return typeof conversation === 'string' ? conversation : undefined
+}
+
 /** Binds an engine that has started to the queue, and to time: a job becomes `advance`, a tick becomes `sweep`. */
 export function startWorkers (engine: Engine, hints: HintQueue, options: WorkerOptions): Workers {
   const { connect, prefix, concurrency, stalledMs, sweepMs, watchdogMs, answers, onStuck, log } = options
@@ -45,9 +51,11 @@ export function startWorkers (engine: Engine, hints: HintQueue, options: WorkerO
   function fetch () {
     const line = connect()
     let jobs = 0
-    const worker = new Worker<AdvanceJob>(QUEUE, async (job) => {
+    const worker = new Worker<unknown>(QUEUE, async ({ data }) => {
+      const conversation = conversationOf(data)
+      if (conversation === undefined) throw new UnrecoverableError('this is no job of ours: it names no conversation')
       jobs++
-      await engine.advance(job.data.conversation).finally(() => { jobs-- })
+      await engine.advance(conversation).finally(() => { jobs-- })
     }, {
       connection: line.connection,
       prefix,
@@ -62,7 +70,7 @@ export function startWorkers (engine: Engine, hints: HintQueue, options: WorkerO
       removeOnFail: { count: 0 }
     })
     worker.on('error', (error) => log.debug({ err: error.message }, 'worker connection'))
-    worker.on('failed', (job, error) => log.warn({ conversation_id: job?.data.conversation, err: error.message }, 'job failed; the sweep will look at it'))
+    worker.on('failed', (job, error) => log.warn({ conversation_id: conversationOf(job?.data), err: error.message }, 'job failed; the sweep will look at it'))
     return {
       hasRoom: () => jobs < concurrency,
       /** `force`: jobs under way go on, but nobody tells the queue of their end. */
