@@ -1,3 +1,5 @@
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import { closeRedis, connectRedis, whenReady } from '../../src/redis/connect.js'
@@ -5,6 +7,7 @@ import { createKeys } from '../../src/store/keys.js'
 import { createRedisStore } from '../../src/store/redis-store.js'
 import { redisProxy, type RedisAct, type RedisProxy } from '../support/redis-proxy.js'
 import { silent, testRedis } from '../support/redis.js'
+import { commandOf } from '../support/resp.js'
 
 /** A client behind a proxy, one that sees Redis as it is, and a key. */
 async function bench (t: Test): Promise<{ proxy: RedisProxy, client: Redis, direct: Redis, key: string, prefix: string }> {
@@ -143,3 +146,19 @@ void t.test('scripts are known by name, also when Redis does not know them yet',
   t.match(await rule.fired, { name: 'EVAL', script: 'take-due' })
   t.equal(await direct.zscore(keys.due(0), 'a'), '3')
 })
+
+void t.test('a script is known by its name, also by one who has never seen its source, and whatever stands in front of it', async (t) => {
+  const { proxy, direct, prefix } = await bench(t)
+  const lua = join(import.meta.dirname, '../../src/store/lua')
+  const [epoch, commit, load] = ['epoch', 'commit', 'load'].map((name) => readFileSync(join(lua, `${name}.lua`), 'utf8')) as [string, string, string]
+  const connection = connectRedis(proxy.url, 'command', silent)
+  t.teardown(() => closeRedis(connection))
+  await whenReady(connection)
+  // Redis has it from somebody else.
+  await direct.script('LOAD', epoch + load)
+  await createRedisStore(connection, createKeys(prefix, 1)).load('c')
+  t.match(proxy.seen(), { load: 1 })
+  t.equal(commandOf(Buffer.from(request('EVAL', `-- changed\n${epoch}${commit}`, '0'))).script, 'commit')
+})
+
+const request = (...args: string[]): string => `*${args.length}\r\n${args.map((arg) => `$${Buffer.byteLength(arg)}\r\n${arg}\r\n`).join('')}`

@@ -117,21 +117,22 @@ const scripts = new Map<string, string>()
 /** Names by the line a script of ours introduces itself with: a test may run a changed copy of it. */
 const firstLines = new Map<string, string>()
 
-const firstLine = (source: string): string => source.split('\n')[1] ?? ''
-
 /** Remembers a script that passes by, and says its hash. */
 function learn (source: string): string {
   const sha = sha1(source)
-  const name = firstLines.get(firstLine(source))
-  if (name !== undefined && !scripts.has(sha)) scripts.set(sha, name)
+  if (scripts.has(sha)) return sha
+  // What others have in common stands in front of them: the last one gives the name.
+  const [last] = [...firstLines].map(([line, name]) => ({ name, at: source.indexOf(line) })).filter(({ at }) => at >= 0).sort((a, b) => b.at - a.at)
+  if (last !== undefined) scripts.set(sha, last.name)
   return sha
 }
 
 const lua = join(import.meta.dirname, '../../src/store/lua')
+const sourceOf = (file: string): string => bytes(readFileSync(join(lua, file), 'utf8'))
 for (const file of readdirSync(lua)) {
-  const source = bytes(readFileSync(join(lua, file), 'utf8'))
-  scripts.set(sha1(source), basename(file, '.lua'))
-  firstLines.set(firstLine(source), basename(file, '.lua'))
+  const [source, name] = [sourceOf(file), basename(file, '.lua')]
+  for (const whole of [source, sourceOf('epoch.lua') + source]) scripts.set(sha1(whole), name)
+  firstLines.set(source.split('\n')[1] ?? '', name)
 }
 const bullmq = createRequire(import.meta.url)(join(import.meta.dirname, '../../node_modules/bullmq/dist/cjs/scripts/index.js')) as Record<string, { name: string, content: string }>
 for (const { name, content } of Object.values(bullmq)) if (typeof content === 'string') scripts.set(sha1(bytes(content)), name)
