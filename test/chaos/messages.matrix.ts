@@ -6,7 +6,7 @@ import type { RequiredAction } from '../../src/schemas/action.js'
 import type { Run } from '../../src/schemas/run.js'
 import { problemIn, type Answer, type Client, type EventStream } from '../support/client.js'
 import { API, repeats, SHORT, WORKER } from '../support/death.js'
-import { call, heldAt, latch, say } from '../support/model-reply.js'
+import { call, delayed, heldAt, latch, say, type Latch } from '../support/model-reply.js'
 import { redisProxy } from '../support/redis-proxy.js'
 import { all, begin, insist, send, told } from '../support/schedule-http.js'
 import { many, results } from '../support/tool-calls.js'
@@ -79,12 +79,16 @@ story('F31: an interrupt against the last tool\'s result: it is in the ledger, o
 
 story('F32: two interrupts at once, by two processes: both are accepted and delivered in that order, and the batch is cancelled once', async (t, { model, tools, service, tool }) => {
   const [one, two] = await Promise.all([service(), service()])
-  model.otherwise(({ conversation }, n) => n === 1 ? call(...many(2, 'hold', () => ({ key: 'never', value: conversation }))) : say('done'))
+  // Whoever is the later one must not find that the run has ended.
+  const gates = new Map<string, Latch>()
+  model.otherwise(({ conversation }, n) => n === 1 ? call(...many(2, 'hold', () => ({ key: 'never', value: conversation }))) : delayed(say('done'), gates.get(conversation) as Latch))
   await all(range(repeats(25)), 5, async (i) => {
     const name = `conv:${i}`
+    gates.set(name, latch())
     const { run, stream } = await begin(one.client, { input: name, tools: [tool('hold')] })
     await tools.waitFor((attempts) => attempts.filter(({ args }) => args.value === name).length === 2)
     const receipts = await Promise.all([one, two].map(({ client }, k) => send(client, run, { content: `message ${k}`, mode: 'interrupt' })))
+    gates.get(name)?.open()
     await stream.ended
     const accepted = stream.events().filter(({ type }) => type === 'message.accepted')
     const ledger = (await one.client.messages(run.conversation_id)).filter(({ role }) => role === 'user').map(({ content }) => content)

@@ -6,26 +6,13 @@ import { spawn } from 'node:child_process'
 import { cp, mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-
-interface Bug { bug: string, file: string, find: string, put: string }
-
-const BUGS: Bug[] = [
-  { bug: 'the sweep is off', file: 'engine/engine.ts', find: 'due.map((conversation) =>', put: 'due.slice(due.length).map((conversation) =>' },
-  { bug: 'no version check', file: 'store/lua/commit.lua', find: 'if born ~= ARGV[1] or (born ~= \'\' and version ~= ARGV[2]) then', put: 'if born ~= ARGV[1] then' },
-  { bug: 'no fence check', file: 'core/transition.ts', find: ' || run.phase.fence !== fence) return null', put: ') return null' },
-  { bug: 'a commit is not known by its token', file: 'store/lua/commit.lua', find: 'if tokens ~= \'\' and string.find(tokens, ARGV[3], 1, true) then', put: 'if tokens == \'never\' then' },
-  { bug: 'a result of an earlier attempt counts', file: 'core/transition.ts', find: ' || call.attempt !== attempt) return null', put: ') return null' },
-  { bug: 'a lost call that writes is run again', file: 'core/transition.ts', find: '(call.rules.effects === \'read\' || call.rules.idempotent) && ', put: '' },
-  { bug: 'claims of living workers lapse', file: 'engine/engine.ts', find: 'left.get(claim.worker) === 0', put: 'left.get(claim.worker) !== -1' },
-  { bug: 'who repeats a request whose process died does it anew', file: 'services/idempotency.ts', find: 'return { status: \'fresh\', operation: found.operation }', put: 'return { status: \'fresh\', operation }' },
-  { bug: 'a stream that was cut is an answer', file: 'engine/model/completion-reader.ts', find: 'if (finishReason === null) throw modelError(\'provider_truncated\', [\'no finish_reason\'], { usage })', put: 'if (finishReason === null) finishReason = \'stop\'' }
-]
+import { CHAOS_BUGS, type ChaosBug } from './bugs.js'
 
 /** As long as this chaos may go on before a bug counts as unnoticed. */
 const MINUTES = 6
 const root = join(import.meta.dirname, '../..')
 
-async function hunt ({ file, find, put }: Bug): Promise<string> {
+async function hunt ({ file, find, put }: ChaosBug): Promise<string> {
   const folder = await mkdtemp(join(tmpdir(), 'interlock-chaos-mutation-'))
   try {
     for (const part of ['src', 'routes', 'plugins']) await cp(join(root, part), join(folder, part), { recursive: true })
@@ -56,7 +43,7 @@ function search (folder: string): Promise<string> {
 
 const only = process.argv[2] ?? ''
 let failed = 0
-for (const bug of BUGS.filter((one) => one.bug.includes(only))) {
+for (const bug of CHAOS_BUGS.filter((one) => one.bug.includes(only))) {
   const said = await hunt(bug)
   if (!said.startsWith('VIOLATION')) failed++
   process.stdout.write(`${bug.bug}\n    ${said.slice(0, 300)}\n`)

@@ -4,10 +4,10 @@ import type { Bug } from './hunts.js'
 export const GUARDS: Bug[] = [
   // The right to write
   { bug: 'no fence check', file: 'src/core/transition.ts', edits: [[' || run.phase.fence !== fence) return null', ') return null']], by: 'simulation' },
-  { bug: 'no version check', file: 'src/store/memory-store.ts', edits: [['found?.born !== base?.born || found?.version !== base?.version', '(found === undefined) !== (base === null)']], by: 'simulation' },
-  { bug: 'no version check in Redis', file: 'src/store/lua/commit.lua', edits: [['(born ~= \'\' and version ~= ARGV[2])', 'false']], by: 'test/store/redis-store.test.ts' },
+  { bug: 'no version check', file: 'src/store/memory-store.ts', edits: [['found?.born !== base?.born || found?.tokens[0] !== base?.token', '(found === undefined) !== (base === null)']], by: 'simulation' },
+  { bug: 'no version check in Redis', file: 'src/store/lua/commit.lua', edits: [[' or string.match(tokens, \'^%S*\') ~= ARGV[3] then', ' then']], by: 'test/store/redis-store.test.ts' },
   { bug: 'a commit without the idempotency token', file: 'src/engine/execute.ts', edits: [['        token,\n', '        token: ids.next(),\n'], ['const commit: Commit = {', 'const commit = (): Commit => ({'], ['due: dueAt(state, now, settings)\n      }', 'due: dueAt(state, now, settings)\n      })'], ['return store.commit(commit)', 'return store.commit(commit())'], ['const token = ids.next()\n', '']], by: 'simulation' },
-  { bug: 'a commit\'s token is not known in Redis', file: 'src/store/lua/commit.lua', edits: [['string.find(tokens, ARGV[3], 1, true)', 'false']], by: 'test/store/redis-store.test.ts' },
+  { bug: 'a commit\'s token is not known in Redis', file: 'src/store/lua/commit.lua', edits: [['string.find(tokens, ARGV[4], 1, true)', 'false']], by: 'test/store/redis-store.test.ts' },
   { bug: 'deltas unfenced', file: 'src/store/memory-store.ts', edits: [[' || found.fence !== fence) return false', ') return false']], by: 'simulation' },
   { bug: 'deltas unfenced in Redis', file: 'src/store/lua/append.lua', edits: [['redis.call(\'HGET\', KEYS[1], \'fence\') ~= ARGV[1]', 'false']], by: 'test/store/redis-store.test.ts' },
   { bug: 'no abort on a lost lease', file: 'src/engine/turn.ts', edits: [['AbortSignal.any([signal, lease.signal, stop.signal])', 'AbortSignal.any([signal, stop.signal])']], by: 'simulation' },
@@ -36,13 +36,13 @@ export const GUARDS: Bug[] = [
   { bug: 'a call can be decided on twice', file: 'src/core/suspension.ts', edits: [[' && call.status === \'suspended\' && awaited(call) === \'approval\'', ' && call.status === \'suspended\' && call.rules.approval !== undefined']], by: 'simulation' },
   { bug: 'expiry is reported as a person\'s no', file: 'src/core/suspension.ts', edits: [['message: \'nobody decided on this call in time, so it was not run\'', 'message: \'a person has rejected this call\'']], by: 'simulation' },
   { bug: 'what is run is not what was approved', file: 'src/core/suspension.ts', edits: [['      setArguments(draft, call, decision.arguments)\n', '']], by: 'simulation' },
-  { bug: 'an edited call disturbs who is at work', file: 'src/core/schedule.ts', edits: [['(j < i || call.status === \'running\')', 'j < i']], by: 'test/core/startable.test.ts' },
-  { bug: 'what was deleted is run without its arguments', file: 'src/engine/engine.ts', edits: [['if (given === undefined) return\n', '']], by: 'test/engine/calls.test.ts' },
+  { bug: 'an edited call disturbs who is at work', file: 'src/core/schedule.ts', edits: [['(j < i || isBusy(call))', 'j < i']], by: 'test/core/startable.test.ts' },
+  { bug: 'what was deleted is run without its arguments', file: 'src/engine/work.ts', edits: [['if (given === undefined) return\n', '']], by: 'test/engine/calls.test.ts' },
   // Readers and clients
-  { bug: '`$` instead of a cursor in the event reader', file: 'src/services/events.ts', edits: [['let cursor = Math.max(after, scope.first - 1)\n\n    /** What the log', 'let cursor = Math.max(after, row.state.seq)\n\n    /** What the log']], by: 'test/services/events.test.ts' },
+  { bug: '`$` instead of a cursor in the event reader', file: 'src/services/events.ts', edits: [['let cursor = begin(scope, after, row.epoch)\n', 'let cursor = { seq: Math.max(after.seq, row.state.seq), epoch: row.epoch }\n']], by: 'test/services/events.test.ts' },
   { bug: 'SSE subscribes after it has read', file: 'src/services/events.ts', edits: [
-    ['const unsubscribe = await answering(() => feed.subscribe(conversation, hear))', 'let unsubscribe = () => {}'],
-    ['      if (fenceOf(row.state) > 0) yield* text()', '      unsubscribe = await answering(() => feed.subscribe(conversation, hear))\n      if (fenceOf(row.state) > 0) yield* text()']
+    ['const unsubscribe = await insist(() => feed.subscribe(conversation, hear))', 'let unsubscribe = () => {}'],
+    ['      if (fenceOf(row.state) > 0) yield* patiently(text)', '      unsubscribe = await insist(() => feed.subscribe(conversation, hear))\n      if (fenceOf(row.state) > 0) yield* patiently(text)']
   ], by: 'test/services/events.test.ts' },
   { bug: 'the idempotency key is ignored', file: 'plugins/idempotency.ts', edits: [['if (key === undefined) return', 'if (key !== \'\') return']], by: 'test/routes/idempotency.test.ts' }
 ]
