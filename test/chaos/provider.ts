@@ -21,8 +21,8 @@ export function provide (server: ModelServer, seed: number, faulty: () => boolea
     const fault = faulty() && random.chance(0.1) ? random.pick(FAULTS) : null
     said.set(id, { text: text.join(''), calls: calls.map(({ name, arguments: args }) => ({ name, arguments: JSON.stringify(args) })), fault })
     const whole = answer({ text, calls, ...(fault === 'no finish' && { finish: null }) })
-    const reply = random.chance(0.2) ? heldAt(whole, 2, random.int(500, 2500)) : paced(whole, random.int(2, 30))
-    return fault === null ? reply : spoilt(reply, fault, random)
+    const sent = fault === null ? whole : spoilt(whole, fault, random)
+    return random.chance(0.2) ? heldAt(sent, 2, random.int(500, 2500)) : paced(sent, random.int(2, 30))
   })
   return said
 }
@@ -48,6 +48,7 @@ function spoilt (reply: Reply, fault: typeof FAULTS[number], random: Random): Re
     case '429': return status(429, { retryAfter: 1 })
     case '500': return status(500)
     case 'no finish': return reply
+    // Before its finish: an answer that has that is whole.
     default: return cut(reply, random.int(1, Math.max(1, reply.parts.length - 3)), fault)
   }
 }
