@@ -7,6 +7,11 @@ import type { CallError } from './run.js'
  */
 const REFERENCE = /\{\{\s*stepOutputs\.([^{}]*)\}\}/g
 const PARTS = /^([^.[\]]+)((?:\.[^.[\]]+|\[\d+\])*)$/
+/** Also of what was put in (`marked`). */
+const BEGINS = /\{\{\u0000?\s*stepOutputs\./
+
+/** Whether a text may refer to a call, so that what it will say in the end is not known. */
+export const mayRefer = (text: string): boolean => BEGINS.test(text)
 
 /** The calls that arguments refer to, as they are written there, each once. */
 export function referencesIn (value: unknown): string[] {

@@ -1,3 +1,5 @@
+import { mayRefer } from './references.js'
+
 /**
  * What a call holds while it is unsettled: names filled from its arguments. Null: a name that cannot be known, because the arguments do not have what it takes
  * or still refer to another call; it may be any.
@@ -10,7 +12,7 @@ export function fillResources (templates: string[], args: Record<string, unknown
     let known = true
     const filled = template.replace(/\{([^{}]+)\}/g, (_, field: string) => {
       const value = Object.hasOwn(args, field) ? args[field] : undefined
-      const plain = typeof value === 'number' || typeof value === 'boolean' || (typeof value === 'string' && !value.includes('{{stepOutputs.'))
+      const plain = typeof value === 'number' || typeof value === 'boolean' || (typeof value === 'string' && !mayRefer(value))
       if (!plain) known = false
       return encodeURIComponent(String(value).replace(/\p{Surrogate}/gu, '_'))
     })

@@ -219,6 +219,19 @@ t.test('D12: what writes one resource does so in request order, unless a referen
   t.same(order, [['call_b'], ['call_c'], ['call_a']])
 })
 
+t.test('D12: as long as it is not known what a call writes, it may be anything: however its reference is written', async (t) => {
+  const write = (name: string, of: string) => call(name, { arguments: { of }, references: referencesIn(of), rules: rules({ effects: 'write', resources: ['orders/{of}'] }) })
+  for (const reference of ['{{stepOutputs.p_a}}', '{{ stepOutputs.p_a }}', '{{\tstepOutputs.p_a}}']) {
+    const scene = given(start(), work(), by('w1', ask(call('a'), write('b', reference), write('c', '7'), write('d', '8'))))
+    const order = [['a', 7], ['b', 1], ['c', 1]].map(([name, output]) => {
+      const at = statesOf(scene).filter((state) => state.status === 'running').map((state) => state.id)
+      scene.given(by('w1', result(String(name), output)))
+      return at
+    })
+    t.same(order, [['call_a'], ['call_b', 'call_d'], ['call_c', 'call_d']], reference)
+  }
+})
+
 t.test('E10: what a tool gave is no reference, whatever it says, and cannot be multiplied without end', async (t) => {
   const args = { x: '{{stepOutputs.1}}', y: '{{stepOutputs.2.id}} and {{ stepOutputs.1 }}' }
   const scene = given(start(), work(), by('w1', ask(call('a'), call('b'), call('c', { arguments: args, references: referencesIn(args) }))))
