@@ -13,11 +13,17 @@ const BEGINS = /\{\{\u0000?\s*stepOutputs\./
 /** Whether a text may refer to a call, so that what it will say in the end is not known. */
 export const mayRefer = (text: string): boolean => BEGINS.test(text)
 
+/** What cannot be read as a call and a path is taken for a call's name: there will be none of that name. */
+function partsOf (inner: string): { call: string, path: string } {
+  const [, call, path = ''] = PARTS.exec(inner.trim()) ?? []
+  return { call: call ?? inner.trim(), path }
+}
+
 /** The calls that arguments refer to, as they are written there, each once. */
 export function referencesIn (value: unknown): string[] {
   const found = new Set<string>()
   visit(value, (text) => {
-    for (const [, inner = ''] of text.matchAll(REFERENCE)) found.add(PARTS.exec(inner.trim())?.[1] ?? inner.trim())
+    for (const [, inner = ''] of text.matchAll(REFERENCE)) found.add(partsOf(inner).call)
     return text
   })
   return [...found]
@@ -35,7 +41,7 @@ export function putIn (
   let fault: string | null = null
   let left = room.chars
   const at = (reference: string): unknown => {
-    const [, call, path = ''] = PARTS.exec(reference.trim()) ?? []
+    const { call, path } = partsOf(reference)
     if (call !== written) return undefined
     let found: unknown = output
     for (const [, field, index] of path.matchAll(/\.([^.[\]]+)|\[(\d+)\]/g)) {
@@ -126,7 +132,8 @@ export function arrange (calls: Referrer[]): Place[] {
 
 /** Position of the call that is meant, or what is wrong. */
 function meant (calls: Referrer[], written: string): number | string {
-  const byId = calls.findIndex((call) => call.provider_id === written || call.call_id === written)
+  // A model that gives no ids has given none that could be meant.
+  const byId = written === '' ? -1 : calls.findIndex((call) => call.provider_id === written || call.call_id === written)
   if (byId !== -1) return byId
   const named = calls.flatMap((call, i) => call.name === written ? [i] : [])
   if (named.length > 1) return `could be ${named.length} calls; refer to one by its number, 1 to ${calls.length}`

@@ -232,6 +232,14 @@ t.test('D12: as long as it is not known what a call writes, it may be anything: 
   }
 })
 
+t.test('E12: a reference to nothing refers to no call, also to none whose model gave it no id', async (t) => {
+  for (const text of ['{{stepOutputs.}}', '{{stepOutputs. }}', 'x {{stepOutputs..a}}', '{{stepOutputs.[0]}}']) {
+    const args = { of: text }
+    const scene = given(start(), work(), by('w1', ask(call('a', { provider_id: '' }), call('b', { provider_id: '', arguments: args, references: referencesIn(args) }))))
+    t.match(scene.log.find((event) => event.type === 'tool.failed'), { call_id: 'call_b', error: { code: 'invalid_arguments', message: /refers to no call of this batch/ } }, text)
+  }
+})
+
 t.test('E10: what a tool gave is no reference, whatever it says, and cannot be multiplied without end', async (t) => {
   const args = { x: '{{stepOutputs.1}}', y: '{{stepOutputs.2.id}} and {{ stepOutputs.1 }}' }
   const scene = given(start(), work(), by('w1', ask(call('a'), call('b'), call('c', { arguments: args, references: referencesIn(args) }))))
