@@ -10,9 +10,11 @@ export function suspend (draft: Draft, run: ActiveRun, phase: BatchPhase): boole
   const calls = suspendable(run, phase, draft.now)
   if (calls.length === 0) return false
   const handedOut: CallState[] = []
-  for (const call of calls.filter((one) => awaited(one) === 'client_tool')) {
-    if (isUsedUp(run, phase, call, handedOut)) call.fault = usedUp(call)
-    else handedOut.push(call)
+  for (const call of calls) {
+    // Of several consents the first may be refused, and leave the last call there may be to the next: all are asked for, unless there is none left.
+    const isClients = awaited(call) === 'client_tool'
+    if (isUsedUp(run, phase, call, isClients ? handedOut : [])) call.fault = usedUp(call)
+    else if (isClients) handedOut.push(call)
   }
   // Those that are one too many fail before anybody is asked.
   if (calls.some((call) => call.fault !== null)) return true

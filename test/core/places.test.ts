@@ -173,6 +173,19 @@ t.test('E15: max_calls and max_concurrency are kept for what the client runs', a
   ])
 })
 
+t.test('E15: nobody is asked to consent to a call that is one too many already', async (t) => {
+  const asking = (name: string) => call(name, { rules: rules({ approval: { expires_ms: null }, max_calls: 1 }) })
+  const scene = given(start(), work('w1'), by('w1', ask(asking('a'), asking('b'))))
+  t.strictSame((scene.log.at(-2)?.calls as { call_id: string }[]).map((one) => one.call_id), ['call_a', 'call_b'], 'the first may be refused')
+  const suspension = (scene.state().run?.phase as { suspension: { id: string } }).suspension.id
+  scene.given(by('w1', ({ now }) => ({
+    type: 'Decide', at: now, run_id: 'r1', suspension_id: suspension, decisions: [{ call_id: 'call_a', decision: 'reject', reason: null }, { call_id: 'call_b', decision: 'approve' }]
+  })), by('w1', result('b')))
+  t.strictSame(scene.when(by('w1', ask(asking('c'), call('d')))).said.slice(2), ['tool.started d'])
+  t.strictSame(scene.when(by('w1', result('d'))).said.slice(0, 3), ['tool.completed d', 'tool.failed c', 'batch.completed'])
+  t.match(scene.log.find((event) => event.type === 'tool.failed' && event.call_id === 'call_c'), { error: { code: 'max_calls' } })
+})
+
 t.test('E10: what all outputs put into the arguments of a batch is bounded, so that the row stays small', async (t) => {
   const big = 'x'.repeat(90_000)
   const named = ['b', 'c', 'd', 'e', 'f', 'g']
