@@ -147,7 +147,8 @@ export type CallOutcome = { status: 'completed', output: unknown, text: string, 
 export type Decision =
   | { call_id: string, decision: 'approve' }
   | { call_id: string, decision: 'reject', reason: string | null }
-  | { call_id: string, decision: 'edit', arguments: Record<string, unknown> }
+  /** `provider_id`: the call's, which the ledger keeps. */
+  | { call_id: string, decision: 'edit', arguments: Record<string, unknown>, provider_id?: string }
   | { call_id: string, decision: 'answer', outcome: CallOutcome }
 
 /** Decisions on calls that need consent: all of them are taken, or none. */

@@ -83,7 +83,9 @@ function takeDecision (draft: Draft, run: ActiveRun, phase: BatchPhase, call: Ca
       Object.assign(call, { approved: true, expires_at: null })
       setArguments(draft, call, decision.arguments)
       // What the model is told it asked for is what was done.
-      put(draft, docNames.call(call.id), JSON.stringify({ call_id: call.id, name: call.name, arguments: decision.arguments }))
+      put(draft, docNames.call(call.id), JSON.stringify({
+        call_id: call.id, name: call.name, arguments: decision.arguments, ...(decision.provider_id !== undefined && { provider_id: decision.provider_id })
+      }))
       return
     case 'reject': {
       const because = decision.reason === null ? '' : `: ${decision.reason}`

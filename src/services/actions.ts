@@ -1,5 +1,7 @@
 import type { CallOutcome, Decision as Decided } from '../core/command.js'
 import { docNames } from '../core/draft.js'
+import type { LedgerCall } from '../core/message.js'
+import { lateBecause } from '../core/orphans.js'
 import { awaited } from '../core/schedule.js'
 import { unanswered } from '../core/suspension.js'
 import type { CallError } from '../core/run.js'
@@ -67,6 +69,12 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
     })
     if (faults.length > 0) throw validationFailed(faults)
     return read
+    const edited = read.filter((one) => one.decision === 'edit')
+    const asked = edited.length === 0 ? [] : await store.docs(conversation, edited.map((one) => docNames.call(one.call_id)))
+    for (const [i, one] of edited.entries()) {
+      const { provider_id: id } = JSON.parse(asked[i] ?? '{}') as Partial<LedgerCall>
+      if (id !== undefined) one.provider_id = id
+    }
   }
 
   /** Who was first, for whoever was second. */
