@@ -98,7 +98,7 @@ export const Call = Type.Object({
   turn: Type.Integer(),
   batch_id: Type.String(),
   name: Type.String(),
-  arguments: Type.Unknown({ description: 'As the model wrote them.' }),
+  arguments: Type.Unknown({ description: 'As the model wrote them, or as a person has edited them.' }),
   status: CallStatus,
   attempt: Type.Integer({ description: 'How often it was started; 0 before the first.' }),
   started_at: nullable(Time),
