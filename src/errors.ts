@@ -117,7 +117,7 @@ export const badRequest = (detail: string) => new ProblemError('bad_request', de
 export const unauthorized = (detail = 'Send an API key of this server as "Authorization: Bearer <key>".') => new ProblemError('unauthorized', detail)
 export const forbidden = (detail: string) => new ProblemError('forbidden', detail)
 /** Also for what belongs to another tenant: same words, so that nobody learns that it exists. */
-export const notFound = (what: 'run' | 'conversation' | 'call' | 'call that waits for an output' | 'message' | 'suspension' | 'orphan' | 'address') => new ProblemError('not_found', `There is no such ${what}.`)
+export const notFound = (what: 'run' | 'conversation' | 'call' | 'call that waits for an output' | 'call that waits for a decision' | 'message' | 'suspension' | 'orphan' | 'address') => new ProblemError('not_found', `There is no such ${what}.`)
 export const methodNotAllowed = (allow: string[]) => new ProblemError('method_not_allowed', `This address takes ${allow.join(', ')}.`, { allow })
 export const notAcceptable = (offers: string[]) => new ProblemError('not_acceptable', `Accept one of ${offers.join(', ')}.`)
 export const requestTimeout = () => new ProblemError('request_timeout', 'The request took too long to arrive. Send it again on a new connection.')

@@ -5,8 +5,9 @@ import { lateBecause } from '../core/orphans.js'
 import { awaited } from '../core/schedule.js'
 import { unanswered } from '../core/suspension.js'
 import type { CallError } from '../core/run.js'
-import type { RunRecord, State } from '../core/state.js'
+import type { CallState, RunRecord, State } from '../core/state.js'
 import { callSettled, notFound, suspensionResolved, validationFailed, type FieldError } from '../errors.js'
+import type { Result } from '../engine/execute.js'
 import { errorForModel, forModel } from '../engine/tools/output.js'
 import { ToolError } from '../engine/tools/tool.js'
 import type { Decisions, ToolOutputs } from '../schemas/action.js'
@@ -74,17 +75,25 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
     for (const [i, one] of edited.entries()) {
       const { provider_id: id } = JSON.parse(asked[i] ?? '{}') as Partial<LedgerCall>
       if (id !== undefined) one.provider_id = id
+    return read
+  }
+
+  /** The calls of a state that wait for the client. */
+  const clientsOf = ({ run }: State, runId: string): CallState[] => {
+    return run?.id === runId && run.phase.type === 'batch' ? unanswered(run.phase).filter((call) => awaited(call) === 'client_tool') : []
     }
   }
 
   /** Who was first, for whoever was second. */
-  async function tooLate (conversation: string, runId: string, suspensionId: string, callIds: string[], open: boolean): Promise<Error> {
+  async function tooLate (conversation: string, runId: string, suspensionId: string, callIds: string[], { refusal, row }: Pick<Result, 'refusal' | 'row'>): Promise<Error> {
+    const open = refusal === 'call_settled'
     const [suspension, ...decided] = await store.docs(conversation, [docNames.suspension(suspensionId), ...callIds.map(docNames.decision)])
     if (suspension == null || (JSON.parse(suspension) as { run_id: string }).run_id !== runId) return notFound('suspension')
     const known = (JSON.parse(suspension) as { calls: string[] }).calls
     if (!callIds.every((id) => known.includes(id))) return notFound('call')
     const winners = decided.flatMap((json) => json == null ? [] : [JSON.parse(json) as DecisionDoc])
     const who = winners.map((one) => `${one.call_id}: ${one.decision}, ${one.decided_at}`).join('; ')
+    if (open && who === '' && row !== null && clientsOf(row.state, runId).some((call) => callIds.includes(call.id))) return notFound('call that waits for a decision')
     const ids = winners.map((one) => one.call_id)
     if (open && who === '') return callSettled('the time to decide is over', callIds)
     return open ? callSettled(`already decided (${who})`, ids) : suspensionResolved(suspensionId, who === '' ? 'superseded' : who, ids)
@@ -101,7 +110,7 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
     const [declared, texts] = await Promise.all([
       declaredTools(conversation, runId), store.docs(conversation, outputs.flatMap(({ call_id: id }) => [docNames.call(id), docNames.done(id)]))
     ])
-    const open = state.run?.id === runId && state.run.phase.type === 'batch' ? unanswered(state.run.phase).filter((call) => awaited(call) === 'client_tool') : []
+    const open = clientsOf(state, runId)
     const late: { output: ToolOutputs['outputs'][number], name: string, settled: Settled }[] = []
     for (const [i, output] of outputs.entries()) {
       const [call, done] = texts.slice(2 * i)
@@ -133,7 +142,7 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
         type: 'Decide', at: clock.now(), run_id: runId, suspension_id: body.suspension_id, decisions
       }, { claim: 'local' })
       if (refusal !== null || row === null) {
-        throw await tooLate(conversation, runId, body.suspension_id, decisions.map((one) => one.call_id), refusal === 'call_settled')
+        throw await tooLate(conversation, runId, body.suspension_id, decisions.map((one) => one.call_id), { refusal, row })
       }
       return await requireRun(store, conversation, runId)
     }),

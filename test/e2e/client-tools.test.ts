@@ -62,6 +62,10 @@ story('client tools and approvals in one suspension', async (t, { model, tools, 
   const { kind, suspension_id: suspension, calls } = await asked(client, run, stream)
   t.same([kind, calls.map((one) => one.kind)], ['mixed', ['client_tool', 'approval']])
   const body = { suspension_id: suspension, decisions: [{ call_id: calls[1]?.call_id, decision: 'approve' }] }
+  const { version } = await client.conversation(run.conversation_id)
+  const decisions = [...body.decisions, { call_id: calls[0]?.call_id, decision: 'reject' }]
+  t.match(problemIn(await client.request('POST', `/runs/${run.id}/decisions`, { body: { ...body, decisions } })), { status: 404, code: 'not_found', detail: /waits for a decision/ }, 'what the client runs is nobody\'s to decide')
+  t.equal((await client.conversation(run.conversation_id)).version, version)
   t.equal((await client.request('POST', `/runs/${run.id}/decisions`, { body })).status, 200)
   t.equal(tools.count(), 0, 'the consent waits for the output')
   await submit(client, run, [{ call_id: calls[0]?.call_id as string, output: 'here' }])
