@@ -174,8 +174,8 @@ export interface KeepOrphan extends Timed {
   call_id: string
   name: string
   attempt: number
-  /** What its bringer knows of why it is too late; null: the state says. */
-  known: 'timeout' | 'duplicate' | null
+  /** What its bringer knows of why it is too late (`lateBecause`); null: the state says. */
+  known: 'timeout' | 'duplicate' | 'stale' | null
   /** `seq` of what it follows from: the start of its call, or its end. */
   cause: number
   /** The conversation's fence when that was read: one that was deleted and made again has nothing to do with it. */

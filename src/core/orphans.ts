@@ -1,11 +1,27 @@
 import type { AttachOrphan, DiscardOrphan, KeepOrphan } from './command.js'
 import { docNames, drop, emit, iso, put, remember, type Draft } from './draft.js'
+import type { CallError } from './run.js'
 import type { WaitingMessage } from './state.js'
 import type { Refusal } from './transition.js'
 
 /** Orphans a conversation keeps; the oldest make room. And how long one is kept, in milliseconds. */
 const MAX_ORPHANS = 50
 export const ORPHAN_TTL_MS = 7 * 86_400_000
+
+/** How a call was settled, as far as it says why a result of it is late. */
+export interface Settled { status: string, attempt: number, error?: CallError }
+
+/**
+ * Why nobody waits for a result of an attempt, from how its call was settled: the state forgets that with the batch. Null: the call was cancelled, or is not
+ * settled, and the state knows more.
+ */
+export function lateBecause (settled: Settled | null, attempt: number): 'timeout' | 'duplicate' | 'stale' | null {
+  if (settled === null || settled.status === 'cancelled') return null
+  if (settled.attempt !== attempt) return 'stale'
+  // A result that a tool or a client has given is an output, also where it is an error.
+  if (settled.error?.code === 'timeout') return 'timeout'
+  return settled.error?.code === 'outcome_unknown' || settled.error?.code === 'repaired' ? 'stale' : 'duplicate'
+}
 
 /** A result that came after its call was settled: it is kept where one can see it, and never shown to the model by itself (D5-D7). */
 export function keepOrphan (draft: Draft, command: KeepOrphan): Refusal | null {
@@ -16,8 +32,8 @@ export function keepOrphan (draft: Draft, command: KeepOrphan): Refusal | null {
   const phase = run?.phase.type === 'batch' ? run.phase : null
   const call = phase?.calls.find((one) => one.id === command.call_id)
   if (call?.status === 'running' && call.attempt === command.attempt) return 'stale'
-  const late = run === null ? 'run_ended' : call === undefined || call.status === 'cancelled' ? 'cancelled' : call.attempt !== command.attempt ? 'stale' : 'duplicate'
-  const reason = command.known ?? late
+  const late = call === undefined || call.status === 'cancelled' ? 'cancelled' : call.status === 'completed' && call.attempt === command.attempt ? 'duplicate' : 'stale'
+  const reason = command.known ?? (run === null ? 'run_ended' : late)
   const { call_id: id, name, turn, output } = command
   // A run's terminal event is its last: what comes behind it belongs to the conversation.
   const cause = emit(draft, run, 'tool.orphaned', { turn, call_id: id, caused_by: [command.cause] }, {

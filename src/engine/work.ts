@@ -1,5 +1,6 @@
 import type { Command, ModelCall } from '../core/command.js'
-import type { Effect } from '../core/draft.js'
+import { docNames, type Effect } from '../core/draft.js'
+import { lateBecause, type Settled } from '../core/orphans.js'
 import { wanted } from '../core/schedule.js'
 import { claimsOf, type ActiveRun, type BatchPhase, type CallState, type Claim } from '../core/state.js'
 import type { Limiter } from '../store/limiter.js'
@@ -224,10 +225,12 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
           cause = started.cause
         }
         const attempt = limited ? claimed + 1 : claimed
-        const orphan = (output: unknown, timedOut: boolean) => {
+        const orphan = async (output: unknown, timedOut: boolean) => {
           const { text, truncated } = forModel(output, run.limits.max_result_chars)
-          return say(conversation, {
-            type: 'KeepOrphan', at: clock.now(), run_id: run.id, turn: phase.turn, call_id, name: state.name, attempt, known: timedOut ? 'timeout' : null,
+          const [done] = timedOut ? [] : await reads.docs(conversation, [docNames.done(call_id)])
+          const known = timedOut ? 'timeout' : lateBecause(done == null ? null : JSON.parse(done) as Settled, attempt)
+          return await say(conversation, {
+            type: 'KeepOrphan', at: clock.now(), run_id: run.id, turn: phase.turn, call_id, name: state.name, attempt, known,
             cause, fence: row.state.fence, output, text, truncated
           })
         }

@@ -54,7 +54,7 @@ export type ToolOutputs = Static<typeof ToolOutputs>
 
 export const OrphanReason = Type.Enum(['timeout', 'cancelled', 'duplicate', 'stale', 'run_ended'], {
   title: 'OrphanReason',
-  description: 'Why nobody waited for it. `timeout`: its call had taken too long. `cancelled`: its call was. `duplicate`: its call had an output. `stale`: its call had been started again. `run_ended`.'
+  description: 'Why nobody waited for it. `timeout`: its call had taken too long. `cancelled`: its call was. `duplicate`: its call had an output. `stale`: its call had been started again, or given up. `run_ended`.'
 })
 
 /** A result that came after its call was settled. The model has not seen it. */

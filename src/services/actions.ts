@@ -69,19 +69,18 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
       }
     })
     if (faults.length > 0) throw validationFailed(faults)
-    return read
     const edited = read.filter((one) => one.decision === 'edit')
     const asked = edited.length === 0 ? [] : await store.docs(conversation, edited.map((one) => docNames.call(one.call_id)))
     for (const [i, one] of edited.entries()) {
       const { provider_id: id } = JSON.parse(asked[i] ?? '{}') as Partial<LedgerCall>
       if (id !== undefined) one.provider_id = id
+    }
     return read
   }
 
   /** The calls of a state that wait for the client. */
   const clientsOf = ({ run }: State, runId: string): CallState[] => {
     return run?.id === runId && run.phase.type === 'batch' ? unanswered(run.phase).filter((call) => awaited(call) === 'client_tool') : []
-    }
   }
 
   /** Who was first, for whoever was second. */
@@ -93,8 +92,8 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
     if (!callIds.every((id) => known.includes(id))) return notFound('call')
     const winners = decided.flatMap((json) => json == null ? [] : [JSON.parse(json) as DecisionDoc])
     const who = winners.map((one) => `${one.call_id}: ${one.decision}, ${one.decided_at}`).join('; ')
-    if (open && who === '' && row !== null && clientsOf(row.state, runId).some((call) => callIds.includes(call.id))) return notFound('call that waits for a decision')
     const ids = winners.map((one) => one.call_id)
+    if (open && who === '' && row !== null && clientsOf(row.state, runId).some((call) => callIds.includes(call.id))) return notFound('call that waits for a decision')
     if (open && who === '') return callSettled('the time to decide is over', callIds)
     return open ? callSettled(`already decided (${who})`, ids) : suspensionResolved(suspensionId, who === '' ? 'superseded' : who, ids)
   }
@@ -124,7 +123,7 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
     if (late.length === 0) return notFound('call that waits for an output')
     // Together, so that they are stored as one.
     await Promise.all(late.filter(({ output }) => output.is_error !== true).map(({ output: { call_id: id, output }, name, settled }) => {
-      const known = settled.status === 'cancelled' ? null : settled.error?.code === 'timeout' ? 'timeout' : 'duplicate'
+      const known = lateBecause(settled, settled.attempt)
       return executed.execute(conversation, {
         type: 'KeepOrphan', at: clock.now(), run_id: runId, turn: settled.turn, call_id: id, name,
         attempt: settled.attempt, cause: settled.seq, fence: state.fence, known, output, ...forModel(output, maxChars(state, runId))
