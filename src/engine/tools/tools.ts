@@ -78,8 +78,9 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
 
   async function expandMcp (tool: McpTool, taken: ReadonlySet<string>): Promise<{ tools: RunTool[], faults: ToolFault[] }> {
     const { allowed, approval, ...rest } = tool
-    const listed = await mcp.list(refOf(tool), LIST_MS).catch((error: unknown) => messageOf(error))
-    if (typeof listed === 'string') return { tools: [], faults: [{ pointer: tool.server === undefined ? '/server_url' : '/server', detail: secrets.redact(listed) }] }
+    // A server may say what it was sent, and its list is kept with the run and shown to the model.
+    const listed = secrets.redact(await mcp.list(refOf(tool), LIST_MS).catch((error: unknown) => messageOf(error)))
+    if (typeof listed === 'string') return { tools: [], faults: [{ pointer: tool.server === undefined ? '/server_url' : '/server', detail: listed }] }
     const names = new Set(listed.map((one) => one.name))
     const unknown = 'is no tool of this server: see its list'
     const faults: ToolFault[] = (allowed ?? []).flatMap((name, i) => names.has(name) ? [] : [{ pointer: `/allowed/${i}`, detail: unknown }])

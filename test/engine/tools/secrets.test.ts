@@ -8,6 +8,8 @@ import { exchange } from '../../../src/engine/tools/exchange.js'
 import { httpToolFaults, httpToolRequest } from '../../../src/engine/tools/http-tool.js'
 import { openSecrets, type Secrets } from '../../../src/engine/tools/secrets.js'
 import { openSigning } from '../../../src/engine/tools/signature.js'
+import { openTools } from '../../../src/engine/tools/tools.js'
+import { startMcpServer } from '../../support/mcp-server.js'
 import { toolContext } from '../../support/tool-context.js'
 import { startToolServer, type ToolServer } from '../../support/tool-server.js'
 
@@ -175,6 +177,22 @@ t.test('S13: an http tool sends a secret, and hands on nothing of it that the se
   t.equal(await call(tool(), { headers: json, text: `<html>${value}` }), '<html>[secret TOKEN]')
   await t.rejects(call(tool(), { status: 401, text: `unknown token ${value}` }), { code: 'http_error', message: 'HTTP 401: unknown token [secret TOKEN]' })
   await t.rejects(call(tool({ url: `${server.url}/fail` }), { status: 403, message: `no ${value}` }), { message: 'HTTP 403: {"message":"no [secret TOKEN]"}' })
+})
+
+t.test('S13: what an MCP server tells of its tools holds no secret that it was sent: it is kept with the run, and the model reads it', async (t) => {
+  const value = 'canary-canary'
+  const server = await startMcpServer({ pages: () => [[{ name: 'look', description: `for ${value}`, inputSchema: { type: 'object', properties: { key: { const: value } } } }]] })
+  const tools = await openTools({ allowedHosts: ['127.0.0.1'], secrets: setting({ TOKEN: { value, hosts: ['http://127.0.0.1'] } }) })
+  t.teardown(async () => {
+    await tools.close()
+    await server.close()
+  })
+  const tool = { kind: 'mcp' as const, name: 'm', server_url: server.url, headers: { Authorization: 'Bearer {{secret.TOKEN}}' } }
+  t.same(await tools.check(tool), [])
+  const { tools: offers } = await tools.expand(tool, new Set())
+  t.equal(server.requests[0]?.headers.authorization, `Bearer ${value}`)
+  t.match(offers, [{ name: 'look', description: 'for [secret TOKEN]' }])
+  t.notMatch(JSON.stringify(offers), value)
 })
 
 t.test('S13: a secret at the place where an error text is cut leaves no part of it', async (t) => {
