@@ -45,6 +45,12 @@ story('MCP: readOnlyHint, approval by tool, structured content', async (t, { mod
   await stream.ended
   const [structured] = await client.calls(run.id)
   t.match(structured?.output, { temperature: Number })
+  // Of one resource those that only read run together, and what writes behind them: which is which the server has said.
+  model.script('conv:b', [call(
+    { id: 'a', name: 'echo', arguments: { message: 'a' } }, { id: 'b', name: 'get-sum', arguments: { a: 1, b: 2 } }, { id: 'c', name: 'toggle-simulated-logging', arguments: {} }
+  ), say('done')])
+  const read = await client.finish({ input: 'conv:b', tools: [{ kind: 'mcp', name: 'm', server: 'everything', resources: ['one'] }] })
+  t.same(read.stream.types().filter((type) => type.startsWith('tool.')), ['started', 'started', 'completed', 'completed', 'started', 'completed'].map((what) => `tool.${what}`))
 }, { except: ['waits'] })
 
 story('MCP: what is wrong with a server is said before there is a run', async (t, { service }) => {
