@@ -58,6 +58,13 @@ story('J3, J5, J6, J7: five calls, decided in parts and in every way; each part 
   t.equal((await decide(client, run, suspension, [{ call_id: b, decision: 'reject', reason: 'too dear' }, { call_id: a, decision: 'approve' }])).status, 200)
   t.same(idsOf((await client.run(run.id)).required_action as RequiredAction), [c, d, e])
   t.equal(tools.count(), 0, 'a consent waits for the others')
+  const { version } = await client.conversation(run.conversation_id)
+  for (const [id, word] of [[a, 'approve'], [b, 'reject']] as const) {
+    for (const decisions of [[{ call_id: id, decision: 'answer', output: 1 }], [{ call_id: c, decision: 'approve' }, { call_id: id, decision: 'approve' }]] as Given[][]) {
+      t.match(problemIn(await decide(client, run, suspension, decisions)), { status: 409, code: 'call_settled', call_ids: [id], detail: new RegExp(`already decided \\(${id}: ${word}`) }, 'who was first is told')
+    }
+  }
+  t.equal((await client.conversation(run.conversation_id)).version, version, 'and nothing of it is taken')
   t.equal((await decide(client, run, suspension, [{ call_id: c, decision: 'edit', arguments: { value: 30 } }])).status, 200)
   t.equal((await decide(client, run, suspension, [{ call_id: d, decision: 'answer', output: { paid: 'in cash' } }, { call_id: e, decision: 'reject' }])).status, 200)
   await stream.ended
