@@ -73,6 +73,7 @@ story('J3, J5, J6, J7: five calls, decided in parts and in every way; each part 
   t.match(JSON.parse(second ?? ''), { error: { code: 'rejected', message: /person has rejected.*too dear/ } })
   t.match(JSON.parse(fifth ?? ''), { error: { code: 'rejected' } })
   t.equal(tools.count(), 2)
+  t.match(stream.events().find(({ type, call_id: id }) => type === 'tool.started' && id === c), { arguments: { value: 30 } }, 'and so is what is told')
   const { tool_calls: sent } = model.requests()[1]?.body.messages[1] as { tool_calls: { id: string, function: { arguments: string } }[] }
   t.equal(sent[2]?.function.arguments, '{"value":30}', 'the ledger has what was run')
   t.same(sent.map(({ id: own }) => own), many(5, 'pay', () => ({})).map(({ id: own }) => own), 'under the ids that the model gave, also of what was edited')
