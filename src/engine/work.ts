@@ -12,6 +12,7 @@ import { createLedgerCache } from './ledger.js'
 import type { Model } from './model/model.js'
 import { patientReads } from './patience.js'
 import type { Clock, Hints, Ids, Leases, Log, Settings } from './ports.js'
+import { paceProgress } from './progress.js'
 import { createSpecs } from './run-spec.js'
 import { forModel } from './tools/output.js'
 import type { Tools } from './tools/tool.js'
@@ -234,16 +235,18 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
             cause, fence: row.state.fence, output, text, truncated
           })
         }
+        const progress = paceProgress(clock, (data) => {
+          execute(conversation, { type: 'ProgressCall', at: clock.now(), call_id, attempt, data }).catch(() => { /* progress is news, not truth */ })
+        })
         const command = await performCall(deps, {
           conversation, run_id: run.id, turn: phase.turn, call_id, attempt,
           tool, arguments: given,
           changed: !known.has(call_id), timeout_ms: state.rules.timeout_ms, max_chars: run.limits.max_result_chars, signal: work.abort.signal
         }, {
-          progress: (data) => {
-            execute(conversation, { type: 'ProgressCall', at: clock.now(), call_id, attempt, data }).catch(() => { /* progress is news, not truth */ })
-          },
+          progress: progress.tell,
           late: (output, timedOut) => { track(conversation, async () => { await orphan(output, timedOut) }) }
         })
+        progress.end(command !== null)
         finished()
         if (command === null) return
         const heard = await say(conversation, command)

@@ -58,7 +58,7 @@ export const events = {
     ...batch, ...duration, counts: Type.Object({ completed: Type.Integer(), failed: Type.Integer(), cancelled: Type.Integer() })
   }),
   'tool.started': event('tool.started', 'A call is dispatched.', { ...call, arguments: args, ...attempt }),
-  'tool.progress': event('tool.progress', 'What a running tool tells.', { ...call, data: Type.Unknown() }),
+  'tool.progress': event('tool.progress', 'What a running tool tells: five times a second at most, the newest of it.', { ...call, data: Type.Unknown() }),
   'tool.completed': event('tool.completed', 'A call gave its output. A long one is cut at `max_result_chars`; `GET /runs/{run_id}/calls/{call_id}` has all of it.', {
     ...call, ...duration, output: Type.Unknown(), truncated: Type.Optional(Type.Literal(true))
   }),
