@@ -111,6 +111,21 @@ story('D10: results are matched by id, whatever the order they come in', async (
   }
 })
 
+story('D7: of a tool that answers twice the first answer counts, and whoever shares its connection gets an answer of its own', async (t, { model, tools, service, tool }) => {
+  const { client } = await service()
+  model.script('conv:a', [
+    call({ id: 'c1', name: 'twice', arguments: { value: 'first', again: 'second' } }),
+    call({ id: 'c2', name: 'echo', arguments: { value: 'its own' } }, { id: 'c3', name: 'twice', arguments: { value: 'third', again: 'fourth' } }),
+    say('done')
+  ])
+  const { run, stream } = await client.finish({ input: 'conv:a', tools: [tool('twice'), tool('echo')] })
+  t.equal(run.status, 'completed')
+  t.same((await client.calls(run.id)).map(({ status, output }) => [status, output]), [['completed', 'first'], ['completed', 'its own'], ['completed', 'third']])
+  t.same(results(model.requests()[2]), ['first', 'its own', 'third'])
+  t.equal(stream.types().filter((type) => type === 'tool.completed').length, 3)
+  t.equal(tools.count(), 3)
+})
+
 story('FAULTS F17, D13: a call id that comes twice, or not at all, is two calls of our own', async (t, { model, tools, service, tool }) => {
   const { client } = await service()
   model.script('conv:a', [

@@ -138,6 +138,13 @@ export async function startToolServer (options: { port?: number, host?: string }
       response.writeHead(Number(status ?? 302), { location: left > 1 || to === undefined ? again : String(to) }).end()
     },
     close: (_args, _response, request) => request.socket.destroy(),
+    twice ({ value, again }, _response, request) {
+      const whole = (body: unknown): string => {
+        const text = JSON.stringify(body)
+        return `HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(text)}\r\n\r\n${text}`
+      }
+      request.socket.write(whole(value) + whole(again))
+    },
     cut (_args, response, request) {
       response.writeHead(200, { 'content-type': 'application/json', 'content-length': '100' })
       response.write('{"half":', () => request.socket.destroy())
