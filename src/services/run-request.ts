@@ -33,7 +33,8 @@ export async function prepareRun ({ tools, ids, clock, defaultModel, parallelToo
   const policy = { ...given, parallel: given.parallel && parallelTools }
   const declared = offered(body.tools ?? [], policy.final_answer_tool)
   faults.push(...await toolFaults(tools, declared))
-  const expanded = faults.length > 0 ? [] : await expand(tools, declared, faults)
+  const { tools: expanded, faults: unknown } = faults.length > 0 ? { tools: [], faults: [] } : await tools.expand(declared, MAX_TOOLS)
+  faults.push(...unknown.map((fault) => ({ ...fault, pointer: `/tools${fault.pointer}` })))
   if (faults.length === 0) faults.push(...choiceFaults(body, expanded))
   const blocked = faults.filter((fault) => 'code' in fault)
   if (blocked.length > 0 && blocked.length === faults.length) throw blockedUrl(blocked.map(({ pointer, detail }) => ({ pointer, detail })))
@@ -70,20 +71,6 @@ async function toolFaults (tools: Tools, declared: ToolDefinition[]): Promise<Fi
     for (const fault of await tools.check(tool)) faults.push({ ...fault, pointer: `/tools/${i}${fault.pointer}` })
   }
   return faults
-}
-
-/** The tools the model is offered. What is wrong with them is added to `faults`. */
-async function expand (tools: Tools, declared: ToolDefinition[], faults: FieldError[]): Promise<RunTool[]> {
-  const taken = new Set(declared.filter((tool) => tool.kind !== 'mcp').map((tool) => tool.name))
-  const found: RunTool[] = []
-  for (const [i, tool] of declared.entries()) {
-    const expanded = await tools.expand(tool, taken)
-    for (const fault of expanded.faults) faults.push({ ...fault, pointer: `/tools/${i}${fault.pointer}` })
-    found.push(...expanded.tools)
-    for (const one of expanded.tools) taken.add(one.name)
-  }
-  if (found.length > MAX_TOOLS) faults.push({ pointer: '/tools', detail: `come to ${found.length} tools, ${MAX_TOOLS} may be offered: name the ones you want in "allowed"` })
-  return found
 }
 
 function choiceFaults ({ model_options: options }: CreateRun, declared: RunTool[]): FieldError[] {

@@ -52,10 +52,11 @@ export interface Tools {
   /** What is wrong with a tool a client declared: unknown module, hostile or invalid JSON Schema, forbidden header, blocked URL. Empty when nothing is. */
   check: (tool: ToolDefinition) => Promise<ToolFault[]>
   /**
-   * The tools that a definition which has passed `check` stands for: itself, or those of its MCP server that are allowed. `taken` are names
-   * the run has already. Faults instead, where the server does not answer or has no such tool.
+   * The tools that definitions which have passed `check` stand for: themselves, or those of their MCP servers that are allowed. Faults instead, where a server
+   * does not answer or has no such tool, and where they come to more than `most`; their pointers begin with the place of the definition. Takes as long as the
+   * slowest server, 10 s at most.
    */
-  expand: (tool: ToolDefinition, taken: ReadonlySet<string>) => Promise<{ tools: RunTool[], faults: ToolFault[] }>
+  expand: (tools: ToolDefinition[], most: number) => Promise<{ tools: RunTool[], faults: ToolFault[] }>
   /** The tool as the provider is told of it. */
   describe: (tool: RunTool) => ChatCompletionTool
   /** What the listing and the definition say of when and how a call may run. `timeoutMs` where neither says. */

@@ -1,4 +1,4 @@
-import type { HttpTool, McpOffer, McpTool, RunTool } from '../../core/tool.js'
+import type { HttpTool, McpOffer, McpTool, RunTool, ToolDefinition } from '../../core/tool.js'
 import { openEgress, type Resolve } from './egress.js'
 import { exchange } from './exchange.js'
 import { finalAnswer } from './final-answer.js'
@@ -6,10 +6,10 @@ import { httpFetch } from './http-fetch.js'
 import { httpToolFaults, httpToolRequest } from './http-tool.js'
 import { cut, jsonValue } from './json.js'
 import { loadModuleTools, type ServerTool } from './module-tools.js'
-import { openMcp, type McpRef } from './mcp/mcp.js'
-import { parseMcpServers } from './mcp/servers.js'
+import { openMcp, type McpListing, type McpRef } from './mcp/mcp.js'
+import { parseMcpServers, type McpServer } from './mcp/servers.js'
 import { NO_ARGUMENTS, openParameters } from './parameters.js'
-import { openSecrets } from './secrets.js'
+import { openSecrets, type Secrets } from './secrets.js'
 import { openSigning } from './signature.js'
 import { ToolError, type ToolContext, type ToolFault, type ToolListing, type Tools } from './tool.js'
 
@@ -42,7 +42,8 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
   const parameters = openParameters()
   const secrets = openSecrets(options.secrets)
   const sign = openSigning(options.signingSecret)
-  const mcp = openMcp({ servers: options.mcpServers === undefined ? new Map() : parseMcpServers(options.mcpServers), egress, maxResponseBytes })
+  const servers = withSecrets(options.mcpServers === undefined ? new Map() : parseMcpServers(options.mcpServers), secrets)
+  const mcp = openMcp({ servers, egress, maxResponseBytes })
 
   const builtins = new Map([httpFetch(egress, maxResponseBytes), finalAnswer].map((tool) => [tool.name, tool]))
   const modules = new Map<string, ServerTool>()
@@ -76,10 +77,26 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
     return refusal === null ? [] : [refusal]
   }
 
-  async function expandMcp (tool: McpTool, taken: ReadonlySet<string>): Promise<{ tools: RunTool[], faults: ToolFault[] }> {
-    const { allowed, approval, ...rest } = tool
+  async function expand (declared: ToolDefinition[], most: number): Promise<{ tools: RunTool[], faults: ToolFault[] }> {
     // A server may say what it was sent, and its list is kept with the run and shown to the model.
-    const listed = secrets.redact(await mcp.list(refOf(tool), LIST_MS).catch((error: unknown) => messageOf(error)))
+    const lists = await Promise.all(declared.map((tool) => tool.kind === 'mcp' ? mcp.list(refOf(tool), LIST_MS).catch(messageOf).then(secrets.redact) : null))
+    const taken = new Set(declared.flatMap((tool) => tool.kind === 'mcp' ? [] : tool.name))
+    const found: RunTool[] = []
+    const faults: ToolFault[] = []
+    const count = declared.reduce((sum, tool, i) => sum + (tool.kind === 'mcp' ? asked(tool, lists[i] ?? []).length : 1), 0)
+    if (count > most) return { tools: [], faults: [{ pointer: '', detail: `come to ${count} tools, ${most} may be offered: name the ones you want in "allowed"` }] }
+    for (const [i, tool] of declared.entries()) {
+      const one = tool.kind === 'mcp' ? await offersOf(tool, lists[i] ?? [], taken) : { tools: [tool], faults: [] }
+      for (const fault of one.faults) faults.push({ ...fault, pointer: `/${i}${fault.pointer}` })
+      for (const { name } of one.tools) taken.add(name)
+      found.push(...one.tools)
+    }
+    return { tools: found, faults }
+  }
+
+  /** `listed`: what its server has, or why that is not known. */
+  async function offersOf (tool: McpTool, listed: McpListing[] | string, taken: ReadonlySet<string>): Promise<{ tools: RunTool[], faults: ToolFault[] }> {
+    const { allowed, approval, ...rest } = tool
     if (typeof listed === 'string') return { tools: [], faults: [{ pointer: tool.server === undefined ? '/server_url' : '/server', detail: listed }] }
     const names = new Set(listed.map((one) => one.name))
     const unknown = 'is no tool of this server: see its list'
@@ -91,7 +108,7 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
     }
     const used = new Set(taken)
     const offers: McpOffer[] = []
-    for (const one of listed.filter(({ name }) => allowed?.includes(name) ?? true)) {
+    for (const one of asked(tool, listed)) {
       const own = one.name.replace(/[^a-zA-Z0-9_-]/g, '_').slice(0, 64)
       const name = used.has(own) ? `${tool.name}_${own}`.slice(0, 64) : own
       // A tool whose schema cannot be checked is not offered, unless it was asked for.
@@ -137,7 +154,7 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
         return { ...listing, kind: builtins.has(listing.name) ? 'builtin' : 'module' }
       })
       const others = await Promise.all(mcp.names().map(async (server) => {
-        const listed = await mcp.list({ server }, LIST_MS).catch(() => [])
+        const listed = secrets.redact(await mcp.list({ server }, LIST_MS).catch(() => []))
         return listed.map((one): ToolListing => ({ ...one, kind: 'mcp', server, timeout_ms: null, placement: 'local' }))
       }))
       return [...own, ...others.flat()]
@@ -158,7 +175,7 @@ export async function openTools (options: ToolsOptions = {}): Promise<Tools> {
       return faults
     },
 
-    expand: async (tool, taken) => tool.kind === 'mcp' ? await expandMcp(tool, taken) : { tools: [tool], faults: [] },
+    expand,
 
     describe (tool) {
       const description = isDeclared(tool) ? tool.description : serverTool(tool)?.description
@@ -272,4 +289,23 @@ function messageOf (thrown: unknown): string {
     // A getter or proxy that throws: it has no message then.
   }
   return 'the tool failed without a message'
+}
+
+/** The configured servers with the secrets that their headers name. Throws one sentence for the operator, which holds no value. */
+function withSecrets (servers: Map<string, McpServer>, secrets: Secrets): Map<string, McpServer> {
+  return new Map([...servers].map(([name, server]): [string, McpServer] => {
+    if (!('url' in server) || server.headers === undefined) return [name, server]
+    const url = new URL(server.url)
+    const headers = Object.entries(server.headers).map(([header, value]) => {
+      const fault = secrets.fault(value, url)
+      if (fault !== null) throw new Error(`the MCP servers setting: server ${JSON.stringify(name)}: the header ${JSON.stringify(header)} ${fault}`)
+      return [header, secrets.fill(value, url)]
+    })
+    return [name, { ...server, headers: Object.fromEntries(headers) as Record<string, string> }]
+  }))
+}
+
+/** The tools of a list that a definition asks for. */
+function asked ({ allowed }: McpTool, listed: McpListing[] | string): McpListing[] {
+  return typeof listed === 'string' ? [] : listed.filter(({ name }) => allowed?.includes(name) ?? true)
 }

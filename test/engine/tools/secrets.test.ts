@@ -189,10 +189,23 @@ t.test('S13: what an MCP server tells of its tools holds no secret that it was s
   })
   const tool = { kind: 'mcp' as const, name: 'm', server_url: server.url, headers: { Authorization: 'Bearer {{secret.TOKEN}}' } }
   t.same(await tools.check(tool), [])
-  const { tools: offers } = await tools.expand(tool, new Set())
+  const { tools: offers } = await tools.expand([tool], 128)
   t.equal(server.requests[0]?.headers.authorization, `Bearer ${value}`)
   t.match(offers, [{ name: 'look', description: 'for [secret TOKEN]' }])
   t.notMatch(JSON.stringify(offers), value)
+})
+
+t.test('S13: the headers of a configured MCP server name secrets too; where one does not fit, the server does not start, in one sentence', async (t) => {
+  const value = 'canary-canary'
+  const server = await startMcpServer({ pages: () => [[{ name: 'look', description: `for ${value}`, inputSchema: { type: 'object' } }]] })
+  t.teardown(() => server.close())
+  const secrets = setting({ TOKEN: { value, hosts: ['http://127.0.0.1'] } })
+  const servers = (header: string) => JSON.stringify({ crm: { url: server.url, headers: { authorization: header } } })
+  const tools = await openTools({ allowedHosts: ['127.0.0.1'], secrets, mcpServers: servers('Bearer {{secret.TOKEN}}') })
+  t.teardown(() => tools.close())
+  t.match((await tools.listings()).find(({ name }) => name === 'look'), { description: 'for [secret TOKEN]', server: 'crm' })
+  t.equal(server.requests[0]?.headers.authorization, `Bearer ${value}`)
+  await t.rejects(openTools({ secrets, mcpServers: servers('Bearer {{secret.OTHER}}') }), { message: 'the MCP servers setting: server "crm": the header "authorization" names the secret OTHER, which this server does not have; its operator sets INTERLOCK_SECRETS' })
 })
 
 t.test('S13: a secret at the place where an error text is cut leaves no part of it', async (t) => {
