@@ -33,7 +33,7 @@ try {
         .then(() => step('tap', ['tap', 'build'], env)), // as .taprc wants it: without its own compiler, which it would use once more
       step('build', ['npm', 'run', '--silent', 'build'], env).then(() => step('lint', ['eslint', '.'], env)) // the process tests also run what is shipped
     ])
-    await tests(process.argv.slice(2), env)
+    await tests(process.argv.slice(2), { ...env, INTERLOCK_TEST_DIST: join(root, 'dist') })
   } finally {
     await redis.stop()
   }

@@ -1,6 +1,7 @@
 import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
-import ts from 'typescript'
+import type typescript from 'typescript'
 
 const root = join(import.meta.dirname, '../..')
 let folder: string | undefined
@@ -17,6 +18,8 @@ export function compiled (): string {
 /** Strips the types and checks nothing. The copy lies inside the project, so that dependencies resolve as they do for the real one. */
 function compile (): string {
   mkdirSync(join(root, '.cache'), { recursive: true })
+  // Only now: loading it takes longer than most of the files that might need it.
+  const ts = createRequire(import.meta.url)('typescript') as typeof typescript
   const out = mkdtempSync(join(root, '.cache/service-'))
   process.once('exit', () => rmSync(out, { recursive: true, force: true }))
   for (const dir of ['src', 'routes', 'plugins']) {
