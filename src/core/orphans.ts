@@ -12,12 +12,12 @@ export const ORPHAN_TTL_MS = 7 * 86_400_000
 export interface Settled { status: string, attempt: number, error?: CallError }
 
 /**
- * Why nobody waits for a result of an attempt, from how its call was settled: the state forgets that with the batch. Null: the call was cancelled, or is not
- * settled, and the state knows more.
+ * Why nobody waits for a result of an attempt, from how its call was settled: the state forgets that with the batch. Not at all: another attempt is to be
+ * waited for, whatever comes of it until this is stored. Null: the call was cancelled, and the state knows more.
  */
 export function lateBecause (settled: Settled | null, attempt: number): 'timeout' | 'duplicate' | 'stale' | null {
-  if (settled === null || settled.status === 'cancelled') return null
-  if (settled.attempt !== attempt) return 'stale'
+  if (settled?.status === 'cancelled') return null
+  if (settled?.attempt !== attempt) return 'stale'
   // A result that a tool or a client has given is an output, also where it is an error.
   if (settled.error?.code === 'timeout') return 'timeout'
   return settled.error?.code === 'outcome_unknown' || settled.error?.code === 'repaired' ? 'stale' : 'duplicate'
