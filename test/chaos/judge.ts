@@ -40,7 +40,8 @@ export function judgeCase (one: Case): string[] {
   judgeCalls(one, wrong)
   if (one.evidence === null) return faults
   const streams = one.session.segments.map(asStream)
-  faults.push(...judge({ ...one.evidence, streams }, ['deltas', 'waits', 'requests']))
+  const discards = one.session.sent.some(({ body }) => (body as { completed_calls?: string } | undefined)?.completed_calls === 'discard')
+  faults.push(...judge({ ...one.evidence, streams }, ['deltas', 'waits', 'requests', ...discards ? ['discard' as const] : []]))
   judgeRequests(one, one.evidence, wrong)
   judgeWords(one, one.evidence, wrong)
   judgeMessages(one, one.evidence, wrong)

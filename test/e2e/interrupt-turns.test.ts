@@ -191,8 +191,7 @@ for (const [option, kept] of [['remove', 0], ['tombstone_started', 1], ['tombsto
 }
 
 story('completed_calls discard: what had finished leaves the ledger too, and stays readable', async (t, { model, tools, service, tool }) => {
-  const { url } = await service()
-  const client = createClient(url)
+  const { client } = await service()
   model.script('conv:a', [call(...held('done', 'open')), say('yes')])
   const { run, stream } = await begin(client, { input: 'conv:a', tools: [tool('hold')] })
   tools.release('done')
@@ -201,7 +200,7 @@ story('completed_calls discard: what had finished leaves the ledger too, and sta
   await stream.ended
   t.same(told(model.requests()[1]), ['conv:a', 'rather this'])
   t.match(await client.calls(run.id), [{ status: 'completed', output: 'value of done' }, { status: 'cancelled' }])
-})
+}, { except: ['discard'] })
 
 story('FAULTS F33, I21: text an aborted call had streamed is not in the context, though readers have seen it', async (t, { model, service }) => {
   const { client } = await service()

@@ -43,12 +43,13 @@ const SLACK_MS = 50
 
 /**
  * - `deltas`: streamed text may have holes, because Redis was away and deltas are not stored.
+ * - `discard`: somebody has asked for `completed_calls: discard`, so what was settled in a batch that was interrupted may be missing in the ledger.
  * - `overlap`: two LLM calls of a conversation may be open at once, because a process was frozen and cannot close its own.
  * - `requests`: the caller judges LLM requests, who knows which processes were killed, frozen or cut off.
  * - `rollback`: Redis has lost what it had acknowledged, so models, tools and readers know of a time that never was.
  * - `waits`: calls wait for each other or for a person, so they start in another order, or are answered without a start.
  */
-export type Exception = 'deltas' | 'overlap' | 'requests' | 'rollback' | 'waits'
+export type Exception = 'deltas' | 'discard' | 'overlap' | 'requests' | 'rollback' | 'waits'
 
 /** What is wrong with a conversation, whatever was done to it, in sentences; empty when nothing is. Runs may still be active. */
 export function judge (evidence: Evidence, except: Exception[] = []): string[] {
@@ -58,7 +59,7 @@ export function judge (evidence: Evidence, except: Exception[] = []): string[] {
   for (const { run } of evidence.runs) judgeRun(run, evidence.events.filter((event) => event.run_id === run.id), wrong)
   judgeTurns(evidence, wrong)
   judgeBatches(evidence, except.includes('waits'), wrong)
-  judgeLedger(evidence, wrong)
+  judgeLedger(evidence, except.includes('discard'), wrong)
   if (!except.includes('rollback')) {
     if (!except.includes('requests')) judgeRequests(evidence, !except.includes('overlap'), wrong)
     judgeAttempts(evidence, wrong)
@@ -205,7 +206,7 @@ function judgeBatches ({ events, runs }: Evidence, waits: boolean, wrong: Wrong)
 }
 
 /** I27: everything in the ledger has its event, and every answer that was accepted stands in the ledger. */
-function judgeLedger ({ conversation, events, messages, runs }: Evidence, wrong: Wrong): void {
+function judgeLedger ({ conversation, events, messages, runs }: Evidence, discards: boolean, wrong: Wrong): void {
   if (messages.length !== conversation.message_count) wrong(`the ledger has ${messages.length} messages, the conversation says ${conversation.message_count}`)
   const calls = new Map(runs.flatMap((one) => one.calls).map((call) => [call.call_id, call]))
   const answered = new Map<string, number>()
@@ -224,11 +225,13 @@ function judgeLedger ({ conversation, events, messages, runs }: Evidence, wrong:
     }
   }
   // A batch enters the ledger when it closes, or when what is left of it is cancelled.
-  const closed = (call: Call) => events.some((event) => event.batch_id === call.batch_id && (event.type === 'batch.completed' || event.type === 'tool.cancelled'))
+  const has = (call: Call, type: string) => events.some((event) => event.batch_id === call.batch_id && event.type === type)
   for (const call of calls.values()) {
     const said = answered.get(call.call_id) ?? 0
+    const interrupted = has(call, 'tool.cancelled')
     // A cancelled call may have left a tombstone.
-    const fits = call.status === 'cancelled' ? said <= 1 : said === (call.ended_at !== null && closed(call) ? 1 : 0)
+    const isFree = call.status === 'cancelled' || (discards && interrupted && !has(call, 'batch.completed'))
+    const fits = isFree ? said <= 1 : said === (call.ended_at !== null && (interrupted || has(call, 'batch.completed')) ? 1 : 0)
     if (!fits) wrong(`call ${call.call_id} (${call.status}) has ${said} messages in the ledger`)
   }
   for (const event of events) {
