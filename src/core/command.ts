@@ -171,6 +171,7 @@ export interface KeepOrphan extends Timed {
   type: 'KeepOrphan'
   run_id: string
   turn: number
+  batch_id: string
   call_id: string
   name: string
   attempt: number

@@ -36,7 +36,7 @@ export function keepOrphan (draft: Draft, command: KeepOrphan): Refusal | null {
   const reason = command.known ?? (run === null ? 'run_ended' : late)
   const { call_id: id, name, turn, output } = command
   // A run's terminal event is its last: what comes behind it belongs to the conversation.
-  const cause = emit(draft, run, 'tool.orphaned', { turn, call_id: id, caused_by: [command.cause] }, {
+  const cause = emit(draft, run, 'tool.orphaned', { turn, batch_id: command.batch_id, call_id: id, caused_by: [command.cause] }, {
     name, reason, output: command.truncated ? command.text : output, ...(command.truncated && { truncated: true })
   })
   put(draft, docNames.orphan(id), JSON.stringify({ call_id: id, run_id: command.run_id, turn, name, reason, orphaned_at: iso(draft.now), output }))

@@ -231,8 +231,8 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
           const [done] = timedOut ? [] : await reads.docs(conversation, [docNames.done(call_id)])
           const known = timedOut ? 'timeout' : lateBecause(done == null ? null : JSON.parse(done) as Settled, attempt)
           return await say(conversation, {
-            type: 'KeepOrphan', at: clock.now(), run_id: run.id, turn: phase.turn, call_id, name: state.name, attempt, known,
-            cause, fence: row.state.fence, output, text, truncated
+            type: 'KeepOrphan', at: clock.now(), run_id: run.id, turn: phase.turn, batch_id: phase.id, call_id, name: state.name, attempt,
+            known, cause, fence: row.state.fence, output, text, truncated
           })
         }
         const progress = paceProgress(clock, (data) => {

@@ -65,7 +65,7 @@ export const events = {
   'tool.failed': event('tool.failed', 'A call failed. The model is told so, and goes on.', { ...call, ...duration, error: CallError }),
   'tool.cancelled': event('tool.cancelled', 'A call was stopped, or never started.', { ...call, ...duration, reason: Type.String() }),
   'tool.orphaned': event('tool.orphaned', 'A result came after its call was settled. It is kept for you, and the model is not told.', {
-    ...turn, call_id: Type.String(), name: Type.String(), reason: OrphanReason, output: Type.Unknown(), truncated: Type.Optional(Type.Literal(true))
+    ...call, reason: OrphanReason, output: Type.Unknown(), truncated: Type.Optional(Type.Literal(true))
   }),
   'suspension.created': event('suspension.created', 'Calls wait for a person or the client, and nothing else of the batch can go on without them.', {
     ...batch, suspension_id: Type.String(), kind: SuspensionKind, calls: Type.Array(SuspendedCall), expires_at: Type.Union([Time, Type.Null()])

@@ -19,7 +19,7 @@ import type { Caller, Services } from './services.js'
 interface DecisionDoc { call_id: string, decided_at: string, decision: string }
 
 /** A settled call as it stands beside the row. */
-interface Settled { run_id: string, turn: number, attempt: number, seq: number, status: string, error?: CallError }
+interface Settled { run_id: string, turn: number, batch_id: string, attempt: number, seq: number, status: string, error?: CallError }
 
 /** What people and clients answer a run that waits for them. */
 export function createActionService (context: Pick<Context, 'store' | 'executed' | 'clock' | 'tools'>): Services['actions'] {
@@ -125,7 +125,7 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
     await Promise.all(late.filter(({ output }) => output.is_error !== true).map(({ output: { call_id: id, output }, name, settled }) => {
       const known = lateBecause(settled, settled.attempt)
       return executed.execute(conversation, {
-        type: 'KeepOrphan', at: clock.now(), run_id: runId, turn: settled.turn, call_id: id, name,
+        type: 'KeepOrphan', at: clock.now(), run_id: runId, turn: settled.turn, batch_id: settled.batch_id, call_id: id, name,
         attempt: settled.attempt, cause: settled.seq, fence: state.fence, known, output, ...forModel(output, maxChars(state, runId))
       })
     }))

@@ -6,7 +6,7 @@ import { answer, ask, by, call, cancel, failure, given, lose, pass, result, rule
 
 /** A result of a call comes, and nobody waits for it. */
 const late = (name: string, over: Partial<KeepOrphan> = {}): Step => (scene) => ({
-  type: 'KeepOrphan', at: scene.now, run_id: 'r1', turn: 1, call_id: `call_${name}`, name: 'look', attempt: 1, known: null, cause: 1, fence: scene.state().fence,
+  type: 'KeepOrphan', at: scene.now, run_id: 'r1', turn: 1, batch_id: 'batch_1', call_id: `call_${name}`, name: 'look', attempt: 1, known: null, cause: 1, fence: scene.state().fence,
   output: `late ${name}`, text: `late ${name}`, truncated: false, ...over
 })
 const writes = (name: string) => call(name, { rules: rules({ effects: 'write' }) })

@@ -14,6 +14,8 @@ story('FAULTS F25, D5: a result that comes after the timeout is kept with its re
   model.script('conv:a', [call({ name: 'deaf_sleep', arguments: { ms: 400, value: 'too late' } }), delayed(say('done'), go)])
   const { run, stream } = await begin(client, { input: 'conv:a', tools: [{ ...deaf, timeout_ms: 50 }] })
   const orphaned = await stream.event('tool.orphaned')
+  const begun = await stream.event('tool.started', ({ call_id: id }) => id === orphaned.call_id)
+  for (const field of ['run_id', 'turn', 'batch_id', 'name'] as const) t.equal(orphaned[field], begun[field], `C11: ${field}`)
   t.match(orphaned, { name: 'deaf_sleep', reason: 'timeout', output: 'too late', turn: 1 })
   t.match((await client.get<Page>(`/runs/${run.id}/orphans`)).data, [{ call_id: orphaned.call_id, run_id: run.id, turn: 1, name: 'deaf_sleep', reason: 'timeout', output: 'too late' }])
   go.open()

@@ -161,7 +161,8 @@ function judgeBatches ({ events, runs }: Evidence, waits: boolean, wrong: Wrong)
   const known = new Map(runs.flatMap(({ calls }) => calls.map((call) => [call.call_id, call])))
   for (const opened of events.filter((event) => event.type === 'batch.started')) {
     const asked = opened.calls as { call_id: string, name: string, arguments: unknown }[]
-    const of = events.filter((event) => event.batch_id === opened.batch_id)
+    // What came too late belongs to it, but comes whenever it comes.
+    const of = events.filter((event) => event.batch_id === opened.batch_id && event.type !== 'tool.orphaned')
     const run = runs.find((one) => one.run.id === opened.run_id)?.run
     const turn = events.find((event) => event.type === 'turn.completed' && event.turn === opened.turn)
     if (JSON.stringify(turn?.tool_calls) !== JSON.stringify(asked)) wrong(`${say(opened)} has other calls than its turn`)
