@@ -36,6 +36,7 @@ export const GUARDS: Bug[] = [
   { bug: 'a call can be decided on twice', file: 'src/core/suspension.ts', edits: [[' && call.status === \'suspended\' && awaited(call) === \'approval\'', ' && call.status === \'suspended\' && call.rules.approval !== undefined']], by: 'simulation' },
   { bug: 'expiry is reported as a person\'s no', file: 'src/core/suspension.ts', edits: [['message: \'nobody decided on this call in time, so it was not run\'', 'message: \'a person has rejected this call\'']], by: 'simulation' },
   { bug: 'what is run is not what was approved', file: 'src/core/suspension.ts', edits: [['      setArguments(draft, call, decision.arguments)\n', '']], by: 'simulation' },
+  { bug: 'parallel: false is ignored', file: 'src/core/schedule.ts', edits: [['run.policy.parallel ? run.limits.max_tool_concurrency : 1', 'run.limits.max_tool_concurrency'], ['    if (!parallel) break\n', '']], by: 'simulation' },
   { bug: 'an edited call disturbs who is at work', file: 'src/core/schedule.ts', edits: [['(j < i || isBusy(call))', 'j < i']], by: 'test/core/startable.test.ts' },
   { bug: 'what was deleted is run without its arguments', file: 'src/engine/work.ts', edits: [['if (given === undefined) return\n', '']], by: 'test/engine/calls.test.ts' },
   // Readers and clients

@@ -6,7 +6,6 @@ export const SIMULATION_BUGS: { bug: string, file: string, find: string, put: st
   { bug: 'no version check', file: 'store/memory-store', find: 'found?.born !== base?.born || found?.tokens[0] !== base?.token', put: '(found === undefined) !== (base === null)' },
   { bug: 'a commit is not known by its token', file: 'store/memory-store', find: 'found?.tokens.includes(token)', put: 'found?.tokens.includes(`not ${token}`)' },
   { bug: 'every try of a commit has another token', file: 'engine/execute', find: '        token,\n', put: '        token: ids.next(),\n' },
-  { bug: 'a conversation that is made again honours the fences of its former self', file: 'core/transition', find: 'fence: command.at,', put: 'fence: 0,' },
   // Taking over
   { bug: 'the sweep is off', file: 'engine/engine', find: 'due.map((conversation) =>', put: 'due.slice(due.length).map((conversation) =>' },
   { bug: 'claims of living workers lapse', file: 'engine/engine', find: 'left.get(claim.worker) === 0', put: 'left.get(claim.worker) !== -1' },
@@ -17,7 +16,6 @@ export const SIMULATION_BUGS: { bug: string, file: string, find: string, put: st
   { bug: 'a lost call that writes is run again', file: 'core/lapse', find: '(call.rules.effects === \'read\' || call.rules.idempotent)', put: '(call.rules.effects !== undefined || call.rules.idempotent)' },
   // Hints
   { bug: 'nothing is queued behind a commit', file: 'engine/execute', find: 'if (jobs.length === 0) return', put: 'if (jobs.length >= 0) return' },
-  { bug: 'the sweep queues nothing', file: 'engine/engine', find: 'await hints.add(conversation, wanted(row.state, now, settings.leaseMs))', put: 'wanted(row.state, now, settings.leaseMs)' },
   // Leases
   { bug: 'the lease is released early', file: 'engine/turn', find: 'const stop = new AbortController()\n', put: 'const stop = new AbortController()\n  lease.release()\n' },
   { bug: 'a lost lease stops nobody', file: 'engine/turn', find: 'AbortSignal.any([signal, lease.signal, stop.signal])', put: 'AbortSignal.any([signal, stop.signal])' },
@@ -42,7 +40,6 @@ export const SIMULATION_BUGS: { bug: string, file: string, find: string, put: st
   { bug: 'readers wait for each other', file: 'core/resources', find: 'if (a.effects === \'read\' && b.effects === \'read\') return false', put: 'if (a.effects === \'read\' && b.effects === \'read\' && a.holds.length === 0) return false' },
   { bug: 'max_concurrency is off by one', file: 'core/schedule', find: '(most === undefined || busy.of(call) < most)) {', put: '(most === undefined || busy.of(call) <= most)) {' },
   { bug: 'max_calls is off by one', file: 'core/batch', find: '.length >= limit\n', put: '.length > limit\n' },
-  { bug: 'parallel false is ignored', file: 'core/schedule', find: 'run.policy.parallel ? run.limits.max_tool_concurrency : 1', put: 'run.limits.max_tool_concurrency' },
   { bug: 'rate_limit is ignored', file: 'engine/call', find: 'const ms = await limiter.reserve(name, max, perMs, held).catch(() => null)', put: 'const ms = await limiter.reserve(name, max, perMs, held).then(() => 0, () => null)' },
   { bug: 'a call is tried once less', file: 'core/transition', find: 'call.attempt < retry.attempts\n', put: 'call.attempt < retry.attempts - 1\n' },
   { bug: 'the next try of a call comes at once', file: 'core/transition', find: 'retry.backoff_ms * 2 ** (call.attempt - 1)', put: '0 * retry.backoff_ms' },
