@@ -21,6 +21,12 @@ const LOOK_MS = 15_000
 /** How long a reader waits before it asks a Redis that was away again. Milliseconds. */
 const AWAY_MS = 500
 
+/** What was deleted since it was looked for is no fault: its stream ends, and a reader that comes back is told. */
+function unlessGone (error: unknown): null {
+  if (error instanceof ProblemError && error.code === 'not_found') return null
+  throw error
+}
+
 /** What part of a conversation's log is asked for. */
 interface Scope {
   conversation: string
@@ -107,13 +113,16 @@ export function createEventService (context: Context): Services['events'] {
     }
     signal.addEventListener('abort', abort)
     // First listen, then read: what happens in between is seen twice, and told once.
-    const conversation = where.conversation_id ?? await insist(() => conversationOf(context, caller, where.run_id ?? ''))
+    const named = where.conversation_id ?? await insist(() => conversationOf(context, caller, where.run_id ?? '')).catch(unlessGone)
+    if (named === null) return
+    const conversation = named
     const unsubscribe = await insist(() => feed.subscribe(conversation, hear))
     const open = () => answering(() => Promise.all([scopeOf(caller, { ...where, conversation_id: conversation }), rowOf(context, caller, conversation)]))
     const opened = await insist(open).catch((error: unknown) => {
       unsubscribe()
-      throw error
+      return unlessGone(error)
     })
+    if (opened === null) return
     let [scope] = opened
     const [, row] = opened
     let cursor = begin(scope, after, row.epoch)
@@ -186,10 +195,7 @@ export function createEventService (context: Context): Services['events'] {
 
     /** What the reader counted on is lost: it is told what holds now, and where the stream goes on. */
     async function* reset (): AsyncGenerator<LiveItem> {
-      const found = await open().catch((error: unknown) => {
-        if (error instanceof ProblemError && error.code === 'not_found') return null
-        throw error
-      })
+      const found = await open().catch(unlessGone)
       const run = found === null || scope.run_id === null ? null : await answering(() => readRun(store, conversation, scope.run_id as string))
       // Nothing of it is left, and a reader that comes back is told so.
       ended = found === null || (scope.run_id !== null && run === null)

@@ -80,6 +80,19 @@ t.test('N12: a stream that is promised while Redis stops answering begins when i
   await reading
 })
 
+t.test('a stream of what is deleted while it begins has nothing, and is no failure', async (t) => {
+  const bench = createBench()
+  await bench.start(await bench.worker('w1'))
+  await settled()
+  const store = { ...bench.store, load: async () => null, findRun: async () => null }
+  const context = { store, feed: bench.feed, keys: createKeys('il', 4), clock: bench.clock } as unknown as Context
+  for (const where of [{ conversation_id: 'c' }, { run_id: 'run_1' }]) {
+    const items: LiveItem[] = []
+    for await (const item of createEventService(context).live(CALLER, where, { after: { seq: 0, epoch: 1 }, signal: new AbortController().signal })) items.push(item)
+    t.strictSame(items, [])
+  }
+})
+
 t.test('P14: what is stored between a reader\'s look into the log and its wait is told at once, and once', async (t) => {
   const bench = createBench()
   const worker = await bench.worker('w1')
