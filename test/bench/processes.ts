@@ -5,7 +5,7 @@ import { createServer, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { ModelServerStats } from '../support/model-server.js'
-import { findServer, serverFolders } from '../../src/redis/find-server.js'
+import { obtainServer } from '../../src/redis/embedded.js'
 
 const root = join(import.meta.dirname, '../..')
 
@@ -26,12 +26,11 @@ async function freePort (): Promise<number> {
   return port
 }
 
-/** A Redis of its own, on TCP so that its clients can be told apart. */
+/** A Redis of its own, on TCP so that its clients can be told apart. `INTERLOCK_BENCH_FSYNC=always` measures what the durable profile costs. */
 export async function startRedis (dir: string): Promise<Started & { url: string, port: number }> {
-  const server = await findServer(serverFolders(''))
-  if (server === undefined) throw new Error('the benchmark needs redis-server on PATH: install it and run this again')
+  const server = await obtainServer(process.env.REDIS_SERVER_BIN, { info: () => {}, warn: () => {} })
   const port = await freePort()
-  const options = ['--port', String(port), '--bind', '127.0.0.1', '--dir', dir, '--appendonly', 'yes', '--appendfsync', 'everysec', '--save', '']
+  const options = ['--port', String(port), '--bind', '127.0.0.1', '--dir', dir, '--appendonly', 'yes', '--appendfsync', process.env.INTERLOCK_BENCH_FSYNC ?? 'everysec', '--save', '']
   const child = spawn(server.bin, [...options, '--maxmemory-policy', 'noeviction'], { stdio: ['ignore', 'pipe', 'inherit'] })
   for await (const line of createInterface({ input: child.stdout })) if (line.includes('Ready to accept')) break
   child.stdout.resume()
