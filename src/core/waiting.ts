@@ -97,6 +97,8 @@ function waitOf (run: ActiveRun, phase: BatchPhase, call: CallState, now: number
   if (call.rules.max_concurrency !== undefined && alike.length >= call.rules.max_concurrency) return on('limit', alike)
   const earlier = order.slice(0, i).filter(isOpen)
   if (!run.policy.parallel && earlier.length > 0) return on('limit', earlier)
-  const first = isSuspect(call) && running.length === 0 ? startable(run, phase, now).filter((one) => one !== call) : running
-  return running.length >= atOnce(run) || running.some(isSuspect) || (isSuspect(call) && first.length > 0) ? on('limit', first) : on('worker')
+  if (running.length >= atOnce(run) || running.some(isSuspect)) return on('limit', running)
+  if (!isSuspect(call)) return on('worker')
+  const first = running.length > 0 ? running : startable(run, phase, now).filter((one) => one !== call)
+  return first.length > 0 ? on('limit', first) : on('worker')
 }

@@ -59,6 +59,7 @@ export interface ClaimedWork {
   conversations: () => string[]
   /** Resolves when nothing that a conversation has here is left, be it begun meanwhile. */
   settled: (conversation: string) => Promise<void>
+  /** Stops all turns and calls there are. */
   abortAll: (reason: string) => void
   /** Wakes up for nothing more. */
   close: () => void

@@ -1,10 +1,9 @@
 import type { CallOutcome, Decision as Decided } from '../core/command.js'
 import { docNames } from '../core/draft.js'
 import type { LedgerCall } from '../core/message.js'
-import { lateBecause } from '../core/orphans.js'
+import { lateBecause, type Settled } from '../core/orphans.js'
 import { awaited } from '../core/schedule.js'
 import { unanswered } from '../core/suspension.js'
-import type { CallError } from '../core/run.js'
 import type { CallState, RunRecord, State } from '../core/state.js'
 import { callSettled, notFound, suspensionResolved, validationFailed, type FieldError } from '../errors.js'
 import type { Result } from '../engine/execute.js'
@@ -19,7 +18,7 @@ import type { Caller, Services } from './services.js'
 interface DecisionDoc { call_id: string, decided_at: string, decision: string }
 
 /** A settled call as it stands beside the row. */
-interface Settled { run_id: string, turn: number, batch_id: string, attempt: number, seq: number, status: string, error?: CallError }
+interface SettledCall extends Settled { run_id: string, turn: number, batch_id: string, seq: number }
 
 /** What people and clients answer a run that waits for them. */
 export function createActionService (context: Pick<Context, 'store' | 'executed' | 'clock' | 'tools'>): Services['actions'] {
@@ -110,11 +109,11 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
       declaredTools(conversation, runId), store.docs(conversation, outputs.flatMap(({ call_id: id }) => [docNames.call(id), docNames.done(id)]))
     ])
     const open = clientsOf(state, runId)
-    const late: { output: ToolOutputs['outputs'][number], name: string, settled: Settled }[] = []
+    const late: { output: ToolOutputs['outputs'][number], name: string, settled: SettledCall }[] = []
     for (const [i, output] of outputs.entries()) {
       const [call, done] = texts.slice(2 * i)
       const name = call == null ? null : (JSON.parse(call) as { name: string }).name
-      const settled = done == null ? null : JSON.parse(done) as Settled
+      const settled = done == null ? null : JSON.parse(done) as SettledCall
       const isClients = name !== null && declared.some((tool) => tool.name === name && tool.kind === 'client')
       // What was settled before the client was handed it was never the client's.
       if (isClients && settled?.run_id === runId && settled.attempt > 0) late.push({ output, name, settled })

@@ -6,7 +6,7 @@ import { hunt as huntSchedules, type Mutation } from '../support/schedule-mutati
 
 /**
  * A bug somebody could make, and who must find it: in `file` each text stands exactly once, and becomes the other.
- * `by`: `tables` are the tables and sequences of commands of the core, `simulation` is its judge, anything else is a test file, which meets real parts.
+ * `by`: `tables` are the tables and sequences of commands of the core, `simulation` and `chaos` are their judges, anything else is a test file, which meets real parts.
  */
 export interface Bug { bug: string, file: string, edits: [text: string, instead: string][], by: string }
 
@@ -16,6 +16,8 @@ export type Caught = string | null
 const ROOT = join(import.meta.dirname, '../..')
 const PATIENCE_MS = 600_000
 const SEEDS = 4000
+/** As long as chaos may go on before a bug counts as unnoticed. */
+const CHAOS_MINUTES = 6
 /** Tables in one process: starting one costs more than running them. */
 const TABLES_FILE = 'test/core/tables.ts'
 const TABLES = ['run', 'turn', 'batch', 'schedule', 'transcript']
@@ -28,7 +30,7 @@ export async function hunt ({ file, edits, by }: Bug): Promise<Caught> {
     for (const name of ['package.json', 'tsconfig.json', 'openapi.yaml']) await cp(join(ROOT, name), join(folder, name))
     for (const name of ['node_modules', '.cache']) await symlink(join(ROOT, name), join(folder, name))
     await writeFile(join(folder, TABLES_FILE), TABLES.map((name) => `import './${name}.test.js'\n`).join(''))
-    if (by !== 'simulation' && !sound.has(by)) {
+    if (by !== 'simulation' && by !== 'chaos' && !sound.has(by)) {
       const wrong = await look(folder, by)
       if (wrong !== null) throw new Error(`its tests fail without a bug: ${wrong}`)
       sound.add(by)
@@ -52,6 +54,7 @@ const sound = new Set<string>()
 
 async function look (folder: string, by: string): Promise<Caught> {
   if (by === 'simulation') return await simulated(folder)
+  if (by === 'chaos') return await chaotic(folder)
   if (by !== 'tables') return await tested(folder, by)
   return await tested(folder, TABLES_FILE) ?? await tested(folder, 'test/core/sequences.test.ts')
 }
@@ -68,6 +71,15 @@ async function simulated (folder: string): Promise<Caught> {
   const [said] = /^seed \d+: .*$/m.exec(output) ?? []
   if (said === undefined && code !== null) throw new Error(`the simulation broke off: ${output.slice(-300)}`)
   return said ?? 'it does not end'
+}
+
+/** The first thing that the judge of chaos says. */
+async function chaotic (folder: string): Promise<Caught> {
+  const { code, output } = await run(folder, ['test/chaos/chaos.ts', '--seed', '1', '--minutes', `${CHAOS_MINUTES}`, '--brief'])
+  if (code === 0) return null
+  const [said] = /^VIOLATION .*$/m.exec(output) ?? []
+  if (said === undefined) throw new Error(`chaos broke off: ${output.slice(-300)}`)
+  return said
 }
 
 /** The first test of a file that fails. */

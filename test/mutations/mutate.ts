@@ -3,26 +3,28 @@
  *
  *   npm run mutate                    the named guards
  *   npm run mutate -- sweep           those with this in their name
- *   npm run mutate -- --all           also every bug the core's tables, the judge of schedules and the judge of the simulation are there for
- *   npm run mutate -- --of core       one list: guards, core, schedules, simulation
+ *   npm run mutate -- --all           also every bug the core's tables, the judges of schedules, of the simulation and of chaos are there for
+ *   npm run mutate -- --of core       one list: guards, core, schedules, simulation, chaos (minutes for each of these)
  *
  * Prints what was planted, who found it and with which words. Ends with `N caught, M missed`, and with 1 unless all were caught.
  */
 import { parseArgs } from 'node:util'
 import { MUTATIONS } from '../support/schedule-mutations.js'
+import { CHAOS_BUGS } from './chaos-bugs.js'
 import { CORE_BUGS } from './core-bugs.js'
 import { GUARDS } from './guards.js'
-import { hunt, huntInSchedules, type Caught } from './hunts.js'
+import { hunt, huntInSchedules, type Bug, type Caught } from './hunts.js'
 import { SIMULATION_BUGS } from './simulation-bugs.js'
 import { fileOf } from './core-file.js'
 
 interface Quarry { bug: string, by: string, hunt: () => Promise<Caught> }
 
+const quarry = (one: Bug): Quarry => ({ bug: one.bug, by: one.by, hunt: () => hunt(one) })
+
 const LISTS: Record<string, () => Quarry[]> = {
-  guards: () => GUARDS.map((one) => ({ bug: one.bug, by: one.by, hunt: () => hunt(one) })),
-  simulation: () => SIMULATION_BUGS.map(({ bug, file, find, put }) => ({
-    bug, by: 'simulation', hunt: () => hunt({ bug, file: `src/${file}.ts`, edits: [[find, put]], by: 'simulation' })
-  })),
+  guards: () => GUARDS.map(quarry),
+  simulation: () => SIMULATION_BUGS.map(quarry),
+  chaos: () => CHAOS_BUGS.map(quarry),
   schedules: () => MUTATIONS.map((one) => ({ bug: one.fault, by: 'schedules', hunt: () => huntInSchedules(one) })),
   core: () => CORE_BUGS.map(({ bug, find, put }) => ({
     bug, by: 'tables', hunt: async () => await hunt({ bug, file: await fileOf(find), edits: [[find, put]], by: 'tables' })

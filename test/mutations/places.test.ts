@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
-import { CHAOS_BUGS } from '../chaos/bugs.js'
+import { CHAOS_BUGS } from './chaos-bugs.js'
 import { CORE_BUGS } from './core-bugs.js'
 import { fileOf } from './core-file.js'
 import { GUARDS } from './guards.js'
@@ -9,11 +9,11 @@ import { SIMULATION_BUGS } from './simulation-bugs.js'
 
 const ROOT = join(import.meta.dirname, '../..')
 
-/** What `npm run mutate` and the chaos of bugs would plant; whether it is found takes them hours. */
+/** What `npm run mutate` would plant; whether it is found takes them hours. */
 const places: { bug: string, file: string | null, edits: [text: string, instead: string][] }[] = [
   ...GUARDS,
-  ...SIMULATION_BUGS.map(({ bug, file, find, put }) => ({ bug, file: `src/${file}.ts`, edits: [[find, put]] as [string, string][] })),
-  ...CHAOS_BUGS.map(({ bug, file, find, put }) => ({ bug, file: `src/${file}`, edits: [[find, put]] as [string, string][] })),
+  ...SIMULATION_BUGS,
+  ...CHAOS_BUGS,
   ...CORE_BUGS.map(({ bug, find, put }) => ({ bug, file: null, edits: [[find, put]] as [string, string][] }))
 ]
 

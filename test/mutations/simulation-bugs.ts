@@ -1,5 +1,7 @@
-/** Bugs in the product that the judge of the simulation must find: `file` below src, a text that stands there once, and what it becomes. */
-export const SIMULATION_BUGS: { bug: string, file: string, find: string, put: string }[] = [
+import type { Bug } from './hunts.js'
+
+/** `file` below src, a text that stands there once, and what it becomes. */
+const TEXTS: { bug: string, file: string, find: string, put: string }[] = [
   // What is stored
   { bug: 'no fence check', file: 'core/transition', find: ' || run.phase.fence !== fence) return null', put: ') return null' },
   { bug: 'no fence check for streamed text', file: 'store/memory-store', find: ' || found.fence !== fence) return false', put: ') return false' },
@@ -61,3 +63,6 @@ export const SIMULATION_BUGS: { bug: string, file: string, find: string, put: st
   { bug: 'an attached orphan stays', file: 'core/orphans', find: '  forget(draft, [orphan.call_id])\n', put: '' },
   { bug: 'a discarded orphan stays', file: 'core/orphans', find: 'return \'not_found\'\n  forget(draft, [id])\n', put: 'return \'not_found\'\n' }
 ]
+
+/** Bugs in the product that the judge of the simulation must find. */
+export const SIMULATION_BUGS: Bug[] = TEXTS.map(({ bug, file, find, put }) => ({ bug, file: `src/${file}.ts`, edits: [[find, put]], by: 'simulation' }))
