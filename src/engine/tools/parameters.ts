@@ -25,7 +25,8 @@ const MAX_SCHEMA_DEPTH = 32
 const MAX_PATTERNS = 100
 const MAX_PATTERN_CHARS = 1_000
 const COMPILE_MS = 500
-const PATTERN_TRIAL_MS = 20
+/** Processor time for all patterns of a schema. Far above what ordinary ones take: that a machine is slow must not make them look bad. */
+const PATTERN_TRIAL_MS = 40
 const VALIDATE_MS = 100
 const PENALTY_MS = 60_000
 
