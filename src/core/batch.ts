@@ -67,7 +67,7 @@ export function completeCall (draft: Draft, run: ActiveRun, phase: BatchPhase, c
 function fillIn (draft: Draft, phase: BatchPhase, call: CallState, written: string, output: unknown): void {
   if (call.fault !== null) return
   const left = MAX_FILLED_CHARS - phase.filled
-  const { value, chars, fault } = putIn(call.arguments, written, output, left < MAX_ARGUMENT_CHARS
+  const { value, chars, fault } = putIn(call.arguments, written, Object.keys(call.after), output, left < MAX_ARGUMENT_CHARS
     ? { chars: left, otherwise: `the outputs that the calls of this batch refer to come to more than ${MAX_FILLED_CHARS} characters; refer to parts of them, or call again in the next turn` }
     : { chars: MAX_ARGUMENT_CHARS, otherwise: `the outputs that the arguments refer to come to more than ${MAX_ARGUMENT_CHARS} characters; refer to parts of them` })
   if (fault === null) phase.filled += chars

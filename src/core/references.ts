@@ -7,41 +7,48 @@ import type { CallError } from './run.js'
  */
 const REFERENCE = /\{\{\s*stepOutputs\.([^{}]*)\}\}/g
 const PARTS = /^([^.[\]]+)((?:\.[^.[\]]+|\[\d+\])*)$/
+const PATH = /^(?:\.[^.[\]]+|\[\d+\])*$/
 /** Also of what was put in (`marked`). */
 const BEGINS = /\{\{\u0000?\s*stepOutputs\./
 
 /** Whether a text may refer to a call, so that what it will say in the end is not known. */
 export const mayRefer = (text: string): boolean => BEGINS.test(text)
 
-/** What cannot be read as a call and a path is taken for a call's name: there will be none of that name. */
-function partsOf (inner: string): { call: string, path: string } {
-  const [, call, path = ''] = PARTS.exec(inner.trim()) ?? []
-  return { call: call ?? inner.trim(), path }
+/**
+ * The call and the path of a reference. Ids are the model's to choose, and some have dots (`functions.look:0`): the longest of the `known` that it
+ * begins with is meant. What cannot be read as a call and a path is taken for a call's name: there will be none of that name.
+ */
+function partsOf (inner: string, known: string[]): { call: string, path: string } {
+  const written = inner.trim()
+  const ids = known.filter((id) => id !== '' && written.startsWith(id) && PATH.test(written.slice(id.length)))
+  const [, plain = written, path = ''] = PARTS.exec(written) ?? []
+  const call = ids.reduce((longest, id) => id.length > longest.length ? id : longest, '')
+  return call === '' ? { call: plain, path } : { call, path: written.slice(call.length) }
 }
 
-/** The calls that arguments refer to, as they are written there, each once. */
-export function referencesIn (value: unknown): string[] {
+/** The calls that arguments refer to, as they are written there, each once. `ids`: those that the model gave to the calls of the batch. */
+export function referencesIn (value: unknown, ids: string[] = []): string[] {
   const found = new Set<string>()
   visit(value, (text) => {
-    for (const [, inner = ''] of text.matchAll(REFERENCE)) found.add(partsOf(inner).call)
+    for (const [, inner = ''] of text.matchAll(REFERENCE)) found.add(partsOf(inner, ids).call)
     return text
   })
   return [...found]
 }
 
 /**
- * The value with what one call gave put in the place of every reference to it. A string that is nothing but a reference becomes the JSON value
- * itself; inside a longer text, a string goes in as it is and anything else as JSON. What is put in is no reference any more, whatever it
- * says (`asGiven` undoes the mark). `chars`: how many were put in. `fault`: why that cannot be done, if it cannot: a path that leads nowhere, or
- * more put in than there is `room` for (`otherwise`).
+ * The value with what one call gave put in the place of every reference to it: `written`, one of the `references` in it. A string that is
+ * nothing but a reference becomes the JSON value itself; inside a longer text, a string goes in as it is and anything else as JSON. What is put in
+ * is no reference any more, whatever it says (`asGiven` undoes the mark). `chars`: how many were put in. `fault`: why that cannot be done, if it
+ * cannot: a path that leads nowhere, or more put in than there is `room` for (`otherwise`).
  */
 export function putIn (
-  value: unknown, written: string, output: unknown, room: { chars: number, otherwise: string }
+  value: unknown, written: string, references: string[], output: unknown, room: { chars: number, otherwise: string }
 ): { value: unknown, chars: number, fault: string | null } {
   let fault: string | null = null
   let left = room.chars
   const at = (reference: string): unknown => {
-    const { call, path } = partsOf(reference)
+    const { call, path } = partsOf(reference, references)
     if (call !== written) return undefined
     let found: unknown = output
     for (const [, field, index] of path.matchAll(/\.([^.[\]]+)|\[(\d+)\]/g)) {

@@ -120,6 +120,7 @@ function conclude (deps: TurnDeps, run: ActiveRun, spec: PreparedSpec, fence: nu
   if (answer.refusal !== null) return fail(deps, fence, 'refusal', `the model refused to answer: ${answer.refusal.slice(0, 500)}`, false, usage)
   // A call that was cut by the token limit is never run, whatever its arguments look like (FAULTS M3).
   const calls = answer.finish_reason === 'length' ? [] : answer.tool_calls
+  const ids = calls.map(({ id }) => id)
   return {
     type: 'CompleteTurn',
     at: deps.clock.now(),
@@ -140,7 +141,7 @@ function conclude (deps: TurnDeps, run: ActiveRun, spec: PreparedSpec, fence: nu
       const known = { ...call, rules: deps.tools.rules(tool, run.limits.tool_timeout_ms) }
       try {
         const args = deps.tools.parse(tool, raw)
-        return { ...known, arguments: args, references: referencesIn(args) }
+        return { ...known, arguments: args, references: referencesIn(args, ids) }
       } catch (error) {
         const message = error instanceof ToolError ? error.message : 'the arguments cannot be read'
         return { ...known, raw, fault: { code: 'invalid_arguments', message } }

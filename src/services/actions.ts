@@ -4,6 +4,7 @@ import type { LedgerCall } from '../core/message.js'
 import { lateBecause, type Settled } from '../core/orphans.js'
 import { awaited } from '../core/schedule.js'
 import { unanswered } from '../core/suspension.js'
+import type { CallError } from '../core/run.js'
 import type { CallState, RunRecord, State } from '../core/state.js'
 import { callSettled, notFound, suspensionResolved, validationFailed, type FieldError } from '../errors.js'
 import type { Result } from '../engine/execute.js'
@@ -25,6 +26,9 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
   const { store, executed, clock, tools } = context
 
   const outcomeOf = (output: unknown, maxChars: number): CallOutcome => ({ status: 'completed', output, ...forModel(output, maxChars) })
+
+  /** What a client has given for the error of its tool. */
+  const errorOf = (output: unknown): CallError => ({ code: 'tool_error', message: forModel(output, 4_000).text })
 
   /** How much of an output the model of this run may see. */
   const maxChars = (state: State, runId: string) => state.run?.id === runId ? state.run.limits.max_result_chars : 60_000
@@ -121,14 +125,15 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
     }
     if (late.length === 0) return notFound('call that waits for an output')
     // Together, so that they are stored as one.
-    await Promise.all(late.filter(({ output }) => output.is_error !== true).map(({ output: { call_id: id, output }, name, settled }) => {
+    await Promise.all(late.map(({ output: { call_id: id, output: given, is_error: failed }, name, settled }) => {
       const known = lateBecause(settled, settled.attempt)
+      const output = failed === true ? { error: errorOf(given) } : given
       return executed.execute(conversation, {
         type: 'KeepOrphan', at: clock.now(), run_id: runId, turn: settled.turn, batch_id: settled.batch_id, call_id: id, name,
         attempt: settled.attempt, cause: settled.seq, fence: state.fence, known, output, ...forModel(output, maxChars(state, runId))
       })
     }))
-    return callSettled('was settled before; an output that comes too late is kept among the orphans of the run, an error is not', late.map(({ output }) => output.call_id))
+    return callSettled('was settled before; an output that comes too late is kept among the orphans of the run', late.map(({ output }) => output.call_id))
   }
 
   return {
@@ -156,7 +161,7 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
         run_id: runId,
         outputs: body.outputs.map(({ call_id: callId, output, is_error: failed }) => {
           if (failed !== true) return { call_id: callId, outcome: outcomeOf(output, maxChars(state, runId)) }
-          const error = { code: 'tool_error', message: forModel(output, 4_000).text }
+          const error = errorOf(output)
           return { call_id: callId, outcome: { status: 'failed' as const, error, text: errorForModel(error) } }
         })
       }, { claim: 'local' })

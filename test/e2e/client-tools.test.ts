@@ -52,6 +52,8 @@ story('D7, D8: an output for a call that does not wait is refused; a second one 
   t.match(late, { status: 409, code: 'call_settled', call_ids: [id] })
   const { data } = await client.get<{ data: object[] }>(`/runs/${run.id}/orphans`)
   t.match(data, [{ call_id: id, name: 'locate', reason: 'duplicate', output: { second: 'thoughts' } }])
+  t.match(problemIn(await submit(client, run, [{ call_id: id, output: 'no thoughts after all', is_error: true }])), { status: 409, code: 'call_settled', call_ids: [id] })
+  t.match((await client.get<{ data: object[] }>(`/runs/${run.id}/orphans`)).data, [{ call_id: id, reason: 'duplicate', output: { error: { code: 'tool_error', message: 'no thoughts after all' } } }])
   t.notMatch(JSON.stringify(model.requests().map(({ body }) => body)), /thoughts/)
 })
 

@@ -50,19 +50,21 @@ story('E12, E13: unknown references, circles and paths that lead nowhere fail th
   model.script('conv:a', [call(
     echo('call_1', 'one'), echo('call_10', 'ten'), echo('x', '{{stepOutputs.call_10}}'), echo('y', '{{stepOutputs.call_1}}'), echo('z', '{{stepOutputs.call_}}'),
     echo('p', '{{stepOutputs.q}}'), echo('q', '{{stepOutputs.p}}'), echo('r', '{{stepOutputs.q}}'), echo('s', '{{stepOutputs.s}}'),
-    echo('m', '{{stepOutputs.call_1.nope}}'), echo('u', '{{stepOutputs.echo}}'), echo('v', '{{stepOutputs.99}}')
+    echo('m', '{{stepOutputs.call_1.nope}}'), echo('u', '{{stepOutputs.echo}}'), echo('v', '{{stepOutputs.99}}'),
+    echo('functions.echo:0', { a: 'dots' }), echo('functions.echo:0.a', 'more dots'), echo('d', '{{stepOutputs.functions.echo:0.a}} and {{stepOutputs.functions.echo:0}}'),
+    echo('e', '{{stepOutputs.functions.echo:1.a}}')
   ), say('done')])
   const { run } = await client.finish({ input: 'conv:a', tools: [tool('echo')] })
   t.same(run.status, 'completed')
   t.strictSame((await client.calls(run.id)).map(({ output, error }) => error?.code ?? output), [
     'one', 'ten', 'ten', 'one', 'invalid_arguments', 'invalid_arguments', 'invalid_arguments', 'dependency_failed', 'invalid_arguments',
-    'invalid_arguments', 'invalid_arguments', 'invalid_arguments'
+    'invalid_arguments', 'invalid_arguments', 'invalid_arguments', { a: 'dots' }, 'more dots', 'more dots and {"a":"dots"}', 'invalid_arguments'
   ])
   const told = results(model.requests()[1])
   t.match(told[4], /refers to no call of this batch/)
   t.match(told[5], /in a circle/)
   t.match(told[9], /leads nowhere/)
-  t.match(told[10], /could be 12 calls/)
+  t.match(told[10], /could be 16 calls/)
 })
 
 story('E9: arguments are checked once they are complete', async (t, { model, tools, service, tool }) => {

@@ -94,7 +94,7 @@ export function readBatches ({ llmCalls, requests }: Evidence, { told, times }: 
   return batches
 }
 
-const REFERENCE = /\{\{stepOutputs\.([^.}]+)(\.of)?\}\}/
+const REFERENCE = /\{\{stepOutputs\.([^}]+?)(\.of)?\}\}/
 
 /** Which call the `of` of each refers to, and in which order they can be run: written anew, so that it may disagree. */
 function arrange (calls: Called[], providerIds: string[]): void {

@@ -180,7 +180,7 @@ export function judgePeople (evidence: Evidence, life: Life, wrong: string[]): v
     const call = calls.get(event.call_id as string)
     if (call === undefined) return blame(`I10 an orphan of ${event.call_id}, which nobody knows`)
     const ran = executions.some((one) => one.call_id === call.id && one.result !== null && 'output' in one.result && same(one.result.output, event.output))
-    const handed = call.outputs.some(({ request, output, isError }) => !isError && request.sent <= (times[i] as number) && same(output, event.output))
+    const handed = call.outputs.some(({ request, output, isError }) => request.sent <= (times[i] as number) && same(whenLate(output, isError), event.output))
     if (!ran && !handed) blame(`I16 the orphan of ${call.id} holds what nobody gave`)
     const settled = call.settled !== null && call.settled.seq < event.seq ? call.settled : null
     const restarted = call.starts.filter((start) => start.seq < event.seq).length > 1
@@ -209,8 +209,8 @@ export function judgePeople (evidence: Evidence, life: Life, wrong: string[]): v
       if (action.do !== 'outputs' || outcome !== 'refused' || repeated || refusal !== 'call_settled' || life.removed) continue
       for (const { call_id: id, output, is_error: isError } of action.body.outputs) {
         const call = calls.get(id)
-        if (call?.settled == null || isError === true || call.settledAt > request.sent) continue
-        if (!of(id).some((event) => same(event.output, output))) blame(`I10 ${request.text} came too late, and its output is nowhere`)
+        if (call?.settled == null || call.settledAt > request.sent) continue
+        if (!of(id).some((event) => same(event.output, whenLate(output, isError === true)))) blame(`I10 ${request.text} came too late, and its output is nowhere`)
       }
     }
     if (life.removed || evidence.stuck !== null) return
@@ -238,3 +238,6 @@ function isExpiry (event: Event): boolean {
   const { code, message } = event.error as { code: string, message: string }
   return (code === 'rejected' && message.startsWith('nobody')) || (code === 'timeout' && message.startsWith('the client'))
 }
+
+/** What an orphan holds of what a client has given: an error as the model would have been told of it. */
+const whenLate = (output: unknown, isError: boolean): unknown => isError ? { error: { code: 'tool_error', message: forModel(output, 4000).text } } : output

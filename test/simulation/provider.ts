@@ -125,7 +125,7 @@ function answerOf ({ request_id: id, messages, tools }: ModelRequest, random: Re
     const name = random.chance(0.03) ? 'no such tool' : random.pick(names)
     const of = refers && random.chance(0.4) ? { of: referenceTo(random, random.int(1, count + 1), id, names) } : {}
     return {
-      id: same ? 'same' : random.chance(0.05) ? '' : `${id.replaceAll('.', '-')}-${i}`,
+      id: same ? 'same' : random.chance(0.05) ? '' : `${id}-${i}`,
       name,
       arguments: broken ? '{"n": ' : JSON.stringify({ n: `${id} ${i}`, box: random.pick(['a', 'a', 'b', 3]), ...of })
     }
@@ -135,6 +135,6 @@ function answerOf ({ request_id: id, messages, tools }: ModelRequest, random: Re
 
 /** What stands for the output of another call: by its number, the id the model gave it, or the name of its tool. */
 function referenceTo (random: ReturnType<typeof createRandom>, number: number, id: string, names: string[]): string {
-  const written = `{{stepOutputs.${random.pick([String(number), String(number), `${id.replaceAll('.', '-')}-${number - 1}`, random.pick(names)])}${random.pick(['', '', '.of'])}}}`
+  const written = `{{stepOutputs.${random.pick([String(number), String(number), `${id}-${number - 1}`, random.pick(names)])}${random.pick(['', '', '.of'])}}}`
   return random.chance(0.7) ? written : `as in ${written}!`
 }
