@@ -2,9 +2,11 @@
  * The fault matrix (docs/fault-matrix.md), F64 to F72 without what a lost or rolled back Redis does: Redis cut off, slow, frozen, full, without
  * its scripts or its queue, and clocks that are wrong.
  */
+import { execFile } from 'node:child_process'
 import { mkdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import { Queue } from 'bullmq'
 import { Redis } from 'ioredis'
 import root, { type Test } from 'tap'
@@ -140,7 +142,18 @@ const refusals: Record<string, (redis: Redis) => Promise<() => Promise<unknown>>
     await redis.config('SET', 'min-replicas-to-write', '1')
     return () => redis.config('SET', 'min-replicas-to-write', '0')
   },
-  'a disk that takes nothing (MISCONF)': async (redis) => {
+  'a disk that is full (MISCONF)': async (redis) => {
+    // As on a full disk, not a byte more can be written to any of its files.
+    const limit = async (bytes: string) => promisify(execFile)('prlimit', ['--pid', /process_id:(\d+)/.exec(await redis.info('server'))?.[1] ?? '', `--fsize=${bytes}:`])
+    await limit('1')
+    while (!/aof_last_write_status:err/.test(await redis.info('persistence'))) await redis.incr('{filler}').catch(() => {})
+    return async () => {
+      await limit('unlimited')
+      while (!/aof_last_write_status:ok/.test(await redis.info('persistence'))) await sleep(20)
+      await redis.del('{filler}')
+    }
+  },
+  'a snapshot that cannot be written (MISCONF)': async (redis) => {
     // A folder stands where the snapshot is to be written.
     const [, dir] = await redis.config('GET', 'dir') as [string, string]
     const block = join(dir, 'dump.rdb')

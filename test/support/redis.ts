@@ -89,7 +89,8 @@ export async function privateRedis (t: Owner, options: PrivateRedisOptions = {})
   let guard: ChildProcess | undefined
 
   async function start (): Promise<void> {
-    child = spawn(bin, args, { stdio: 'ignore', env: { ...process.env, ...options.env } })
+    // A file that has reached its limit then takes no more, like one on a full disk; otherwise the signal for it would end the server.
+    child = spawn('/bin/sh', ['-c', 'trap "" XFSZ; exec "$0" "$@"', bin, ...args], { stdio: 'ignore', env: { ...process.env, ...options.env } })
     // A test file that hangs is killed by tap: the guard's input then ends, and the server with it.
     guard = spawn('/bin/sh', ['-c', 'read -r _; kill -9 "$0"', String(child.pid)], { stdio: ['pipe', 'ignore', 'ignore'] })
     const died = once(child, 'exit').then(() => { throw new Error('redis-server has ended at once') })
