@@ -11,6 +11,8 @@ export interface Timeline {
 /** True: it has woken code of the product, which goes on until it waits again before anything else happens. */
 export type Happening = () => boolean
 
+const IMMEDIATES = 32
+
 interface Entry { time: number, order: number, happen: Happening | null }
 
 export function createTimeline (start: number): Timeline {
@@ -58,26 +60,37 @@ export function createTimeline (start: number): Timeline {
       return { cancel: () => { entry.happen = null } }
     },
     run: (over) => new Promise((resolve, reject) => {
+      let asked = 0
+      let ended = false
+      // Between two of its immediates Node runs all that was woken. Asking for many at once spares a turn of its event loop for each.
+      const onceTheyWait = () => {
+        if (asked > 0) return
+        asked = IMMEDIATES
+        for (let i = 0; i < IMMEDIATES; i++) setImmediate(step)
+      }
+      const end = (settle: () => void) => {
+        ended = true
+        settle()
+      }
       const step = () => {
+        asked--
+        if (ended) return
         try {
           for (;;) {
             const entry = pop()
-            if (entry === undefined) return resolve()
+            if (entry === undefined) return end(resolve)
             if (entry.happen === null) continue
             now = entry.time
             happened++
             const woken = entry.happen()
-            if (over()) return resolve()
-            if (woken) {
-              setImmediate(step)
-              return
-            }
+            if (over()) return end(resolve)
+            if (woken) return onceTheyWait()
           }
         } catch (error) {
-          reject(error as Error)
+          end(() => reject(error as Error))
         }
       }
-      step()
+      onceTheyWait()
     }),
     happened: () => happened
   }
