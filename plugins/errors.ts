@@ -2,7 +2,8 @@ import fp from 'fastify-plugin'
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { badRequest, internal, methodNotAllowed, notFound, payloadTooLarge, ProblemError, statusOf, toProblem, unsupportedMediaType } from '../src/errors.js'
 import { PROBLEM_TYPE, rawProblem } from '../src/http/raw-problem.js'
-import { errorFacts, requestFacts } from '../src/http/request-log.js'
+import { errorFacts } from '../src/error-facts.js'
+import { requestFacts } from '../src/http/request-log.js'
 
 /** Every error becomes a problem (RFC 9457), whoever raised it: services, Fastify, a crash, an address that is not there. */
 export default fp(async (app) => {

@@ -2,7 +2,8 @@ import { createHash } from 'node:crypto'
 import fp from 'fastify-plugin'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { idempotencyInProgress, idempotencyMismatch, ProblemError } from '../src/errors.js'
-import { errorFacts, requestFacts } from '../src/http/request-log.js'
+import { errorFacts } from '../src/error-facts.js'
+import { requestFacts } from '../src/http/request-log.js'
 import type { Caller } from '../src/services/services.js'
 
 /** What a POST answers, and what is kept under its key. */
@@ -21,6 +22,7 @@ declare module 'fastify' {
   }
 }
 
+/** `Idempotency-Key` on every POST (M5): what was done under it once is answered again, not done again. */
 export default fp(async (app) => {
   const { idempotency } = app.services
 
@@ -36,7 +38,7 @@ export default fp(async (app) => {
       case 'mismatch': throw idempotencyMismatch()
     }
     // The operation of the first request with this key, should that one have died half-way: what it made is found again, not made twice.
-    this.caller = { tenant, operation: begun.operation }
+    this.caller = { tenant, operation: begun.operation, repeated: begun.operation !== this.caller.operation }
     let answer: Answer
     try {
       answer = await work(this.caller)

@@ -7,7 +7,7 @@ import { withComponents } from '../src/http/components.js'
 
 const description = `Runs tool-calling LLM conversations durably: turns one at a time, tools in parallel, every event stored before it is seen.
 
-JSON is snake_case, times are RFC 3339 UTC. Unknown fields are refused, never ignored. Errors are problems (RFC 9457) with a stable \`code\`.`
+JSON is snake_case, times are RFC 3339 UTC. Unknown fields are refused, never ignored; of a field given twice the last counts. Errors are problems (RFC 9457) with a stable \`code\`.`
 
 /** openapi.yaml, made from the schemas the routes validate with, and the pages under /docs that show it. */
 export default fp(async (app) => {

@@ -2,7 +2,8 @@ import type { ServerResponse } from 'node:http'
 import fp from 'fastify-plugin'
 import type { FastifyReply } from 'fastify'
 import { ProblemError, tooManyStreams, unavailable } from '../src/errors.js'
-import { errorFacts, requestFacts } from '../src/http/request-log.js'
+import { errorFacts } from '../src/error-facts.js'
+import { requestFacts } from '../src/http/request-log.js'
 import { frameOf } from '../src/http/sse-frame.js'
 import type { LiveItem } from '../src/services/services.js'
 
@@ -42,7 +43,7 @@ interface Stream { res: ServerResponse, stop: AbortController, quietTicks: numbe
 
 /**
  * Server-sent events. One timer serves all streams: it writes the heartbeats, and runs while there are any. Memory per reader is bounded
- * because nothing is taken from `items` while the socket is full: never more than one event waits beside Node's own buffer.
+ * because nothing is taken from `items` while the socket is full: one event waits beside Node's own buffer, and `items` holds a bounded number itself.
  */
 export default fp(async (app) => {
   const { heartbeatMs, stallMs, maxStreams } = app.config

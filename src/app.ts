@@ -19,6 +19,8 @@ export interface HttpConfig {
   stallMs?: number
   /** Open streams of this process; one more is answered 429. Default 10,000. */
   maxStreams?: number
+  /** Open connections of this process; one more is closed at once. Default 20,000. */
+  maxConnections?: number
   /** Milliseconds a request may take to arrive. Default 15,000. */
   requestTimeoutMs?: number
 }
@@ -47,7 +49,7 @@ const CONNECTION_TIMEOUT = 60_000
 
 /** The whole HTTP side, ready for `listen` or `inject`. Asks nothing of the services before the first request, and does not close them. */
 export async function buildApp ({ services, config, routes = 'all', logger }: AppOptions): Promise<FastifyInstance> {
-  const settings = { heartbeatMs: 15_000, stallMs: 60_000, maxStreams: 10_000, requestTimeoutMs: 15_000, ...config }
+  const settings = { heartbeatMs: 15_000, stallMs: 60_000, maxStreams: 10_000, maxConnections: 20_000, requestTimeoutMs: 15_000, ...config }
   const app = Fastify({
     loggerInstance: logger,
     logController: createRequestLog(),
@@ -78,6 +80,7 @@ export async function buildApp ({ services, config, routes = 'all', logger }: Ap
 
   app.decorate('services', services)
   app.decorate('config', settings)
+  app.server.maxConnections = settings.maxConnections
   app.setValidatorCompiler(validatorCompiler)
   // Response schemas document. Answers are written as the services give them.
   app.setSerializerCompiler(() => (data) => JSON.stringify(data))

@@ -13,7 +13,7 @@ export class ConfigError extends Error {
   override name = 'ConfigError'
 }
 
-/** All settings of a process, checked. Times are milliseconds. The variables stand in API.md, "Running it". */
+/** All settings of a process, checked. Times are milliseconds. The variables: docs/configuration.md. */
 export interface Config {
   logLevel: Static<typeof Variables>['LOG_LEVEL']
   http: {
@@ -97,6 +97,8 @@ export interface ApiKey {
 const whole = (minimum: number, maximum: number, standard: number) => Type.Integer({ minimum, maximum, default: standard })
 const time = (minimum: number, standard: number) => whole(minimum, 86_400_000, standard)
 const toggle = () => Type.Boolean({ default: true })
+/** A switch for what this version does not do: turning it off would mean nothing, and is refused. */
+const notYet = () => Type.Literal(true, { default: true, description: 'true or absent: what it turns off is not there yet' })
 /** `description` completes "… must be". */
 const text = (description: string, pattern = '') => Type.String({ pattern, description })
 
@@ -132,7 +134,9 @@ const Variables = Type.Object({
   INTERLOCK_TOOL_CONCURRENCY: whole(1, 10_000, 256),
   INTERLOCK_LOCAL_CALLS: whole(0, 10_000, 8),
   INTERLOCK_GRACE_MS: time(0, 10_000),
-  FEATURE_PARALLEL_TOOLS: toggle()
+  FEATURE_PARALLEL_TOOLS: toggle(),
+  FEATURE_PARALLEL_TODOS: notYet(),
+  FEATURE_PARALLEL_LLM: notYet()
 })
 type Variable = keyof typeof Variables.properties
 
@@ -229,7 +233,7 @@ function sentence (name: Variable, value: string): string {
 function accepted (name: Variable): string {
   const schema: TSchema & { type?: string, minimum?: number, maximum?: number, enum?: string[], description?: string } = Variables.properties[name]
   if (schema.type === 'integer') return `a whole number from ${schema.minimum} to ${schema.maximum}`
-  if (schema.type === 'boolean') return 'true or false'
+  if (schema.type === 'boolean') return schema.description ?? 'true or false'
   return schema.enum ? `one of ${schema.enum.join(', ')}` : schema.description ?? 'a text'
 }
 

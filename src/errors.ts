@@ -117,7 +117,7 @@ export const badRequest = (detail: string) => new ProblemError('bad_request', de
 export const unauthorized = (detail = 'Send an API key of this server as "Authorization: Bearer <key>".') => new ProblemError('unauthorized', detail)
 export const forbidden = (detail: string) => new ProblemError('forbidden', detail)
 /** Also for what belongs to another tenant: same words, so that nobody learns that it exists. */
-export const notFound = (what: 'run' | 'conversation' | 'call' | 'call that waits for an output' | 'call that waits for a decision' | 'message' | 'suspension' | 'orphan' | 'address') => new ProblemError('not_found', `There is no such ${what}.`)
+export const notFound = (what: 'run' | 'conversation' | 'call' | 'call that waits for an output' | 'call that waits for a decision' | 'message' | 'suspension' | 'orphan' | 'address') => new ProblemError('not_found', `There is no such ${what} here: check the id, and that it was not deleted.`)
 export const methodNotAllowed = (allow: string[]) => new ProblemError('method_not_allowed', `This address takes ${allow.join(', ')}.`, { allow })
 export const notAcceptable = (offers: string[]) => new ProblemError('not_acceptable', `Accept one of ${offers.join(', ')}.`)
 export const requestTimeout = () => new ProblemError('request_timeout', 'The request took too long to arrive. Send it again on a new connection.')
@@ -152,4 +152,4 @@ export const queueFull = (limit: number) => new ProblemError('queue_full', `No m
 export const tooManyStreams = (retryAfterSeconds: number) => new ProblemError('too_many_streams', 'Close streams that are no longer read, or read pages with "Accept: application/json".', { retry_after_s: retryAfterSeconds })
 /** The request changed nothing, or nobody knows whether it did: repeat it with the same Idempotency-Key. */
 export const unavailable = (options?: ErrorOptions) => new ProblemError('unavailable', 'Something this service needs does not answer. Send the request again, with the same Idempotency-Key if it has one.', { retry_after_s: 1 }, options)
-export const internal = (options?: ErrorOptions) => new ProblemError('internal', 'The error was logged under the id in "instance".', {}, options)
+export const internal = (options?: ErrorOptions) => new ProblemError('internal', 'Send the request again, with the same Idempotency-Key if it has one; the error was logged under the id in "instance".', {}, options)

@@ -29,7 +29,7 @@ import type { Services } from './services/services.js'
 import { createFeed } from './store/feed.js'
 import { createKeys } from './store/keys.js'
 import { createPresence } from './store/presence.js'
-import { createRedisLimiter } from './store/limiter.js'
+import { createRedisLimiter } from './store/redis-limiter.js'
 import { createRedisStore } from './store/redis-store.js'
 import { createUpkeep } from './store/upkeep.js'
 
@@ -55,7 +55,7 @@ export interface Roles {
   worker: boolean
 }
 
-/** Milliseconds without a working sweep after which a worker is not ready. */
+/** Milliseconds without a working sweep after which a worker is not ready; or three times its interval, where that is more. */
 const STUCK_MS = 15_000
 
 /** Random numbers for ids, from bytes fetched in bulk: an id takes sixteen, and asking the system for each is felt. */
@@ -107,7 +107,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
     ...(config.tools.signingSecret !== undefined && { signingSecret: config.tools.signingSecret }),
     ...(config.tools.mcpServers !== undefined && { mcpServers: config.tools.mcpServers }),
     allowedHosts: config.tools.allowedHosts
-  })
+  }).catch((error: Error) => { throw new StartError(error.message, { cause: error }) })
 
   const settings: Settings = {
     worker: ids.next(),
@@ -159,7 +159,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
       ready: async () => {
         const answers = await command.ping().then(() => 'ok', () => 'does not answer')
         const checks: Record<string, string> = { process: state === 'working' ? 'ok' : state, redis: answers }
-        if (roles.worker) checks.worker = workers === null ? 'starting' : workers.idleMs() < STUCK_MS && !workers.isStuck() ? 'ok' : 'makes no progress'
+        if (roles.worker) checks.worker = workers === null ? 'starting' : workers.idleMs() < Math.max(STUCK_MS, 3 * settings.sweepMs) && !workers.isStuck() ? 'ok' : 'makes no progress'
         return { ready: Object.values(checks).every((check) => check === 'ok'), checks }
       }
     },

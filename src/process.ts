@@ -3,13 +3,14 @@ import closeWithGrace from 'close-with-grace'
 import { pino, type Logger } from 'pino'
 import { buildApp } from './app.js'
 import { ConfigError, loadConfig, type Config } from './config.js'
+import { errorFacts } from './error-facts.js'
 import { openInstance, StartError, type Roles } from './instance.js'
 
-/** Loopback has no key to check, and everything to lose by being quiet: what a person starts in a terminal is printed for one. */
+/** What a person starts in a terminal is printed for one. Errors are told without the values they carry, whoever logs them. */
 function createLog (config: Config): Logger {
   const redact = { paths: ['*.authorization', '*.apiKey', 'req.headers.authorization'], censor: '[redacted]' }
   const pretty = process.stdout.isTTY ? { transport: { target: 'pino-pretty', options: { ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' } } } : {}
-  return pino({ level: config.logLevel, redact, ...pretty })
+  return pino({ level: config.logLevel, redact, serializers: { err: (error: unknown) => error instanceof Error ? errorFacts(error) : error }, ...pretty })
 }
 
 /**
@@ -28,7 +29,9 @@ export async function runProcess (roles: Roles & { api: boolean }): Promise<void
       logger: log,
       ...(!roles.api && { routes: 'operations' as const })
     })
-    const address = await app.listen({ host: config.http.host, port })
+    const address = await app.listen({ host: config.http.host, port }).catch((error: NodeJS.ErrnoException) => {
+      throw cannotListen(error, config.http.host, roles.api ? 'PORT' : 'INTERLOCK_WORKER_PORT', port)
+    })
     let isBroken = false
     const onSecondSignal = (signal: string) => log.warn({ signal }, 'told a second time: ending at once; what runs is taken up when its signs of life have lapsed')
     const { close } = closeWithGrace({ delay: config.graceMs + 10_000, logger: log, onSecondSignal }, async ({ err: error }) => {
@@ -48,5 +51,16 @@ export async function runProcess (roles: Roles & { api: boolean }): Promise<void
     if (!(error instanceof ConfigError || error instanceof StartError)) throw error
     process.stderr.write(`${error.message}\n`)
     process.exit(1)
+  }
+}
+
+/** Why an address cannot be listened on, and what to do about it. */
+function cannotListen (error: NodeJS.ErrnoException, host: string, setting: string, port: number): Error {
+  switch (error.code) {
+    case 'EADDRINUSE': return new StartError(`${setting} is ${port}, which another process listens on: end that one, or set another ${setting}.`)
+    case 'EACCES': return new StartError(`${setting} is ${port}, which this user may not listen on: set ${setting} to one above 1023.`)
+    case 'EADDRNOTAVAIL':
+    case 'ENOTFOUND': return new StartError(`HOST is ${host}, which is no address of this machine: set HOST to one of its addresses, such as 127.0.0.1.`)
+    default: return error
   }
 }

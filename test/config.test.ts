@@ -78,6 +78,10 @@ t.test('a wrong value is answered by one sentence with the variable, the value a
   t.equal(message({ PORT: '80.5' }), 'PORT is "80.5"; it must be a whole number from 0 to 65535.')
   t.equal(message({ INTERLOCK_LOCK_TTL_MS: '99' }), 'INTERLOCK_LOCK_TTL_MS is "99"; it must be a whole number from 100 to 86400000.')
   t.equal(message({ FEATURE_PARALLEL_TOOLS: 'no' }), 'FEATURE_PARALLEL_TOOLS is "no"; it must be true or false.')
+  t.equal(message({ FEATURE_PARALLEL_TODOS: 'true', FEATURE_PARALLEL_LLM: 'true' }), 'accepted')
+  for (const name of ['FEATURE_PARALLEL_TODOS', 'FEATURE_PARALLEL_LLM']) {
+    t.equal(message({ [name]: 'false' }), `${name} is "false"; it must be true or absent: what it turns off is not there yet.`)
+  }
   t.equal(message({ INTERLOCK_PROFILE: 'safe' }), 'INTERLOCK_PROFILE is "safe"; it must be one of fast, durable.')
   t.equal(message({ INTERLOCK_KEY_PREFIX: 'a:b' }), 'INTERLOCK_KEY_PREFIX is "a:b"; it must be 1 to 32 of a-z, 0-9 and -.')
   t.equal(message({ INTERLOCK_TOOLS_DIR: '/no/such/folder' }), 'INTERLOCK_TOOLS_DIR is "/no/such/folder"; it must be a folder.')

@@ -5,6 +5,7 @@ import { fillResources } from './resources.js'
 import type { CallError, CallStatus } from './run.js'
 import { isOpen, type ActiveRun, type BatchPhase, type CallState } from './state.js'
 
+/** The batch that is open; null: none is. */
 export function openBatch ({ state }: Draft): BatchPhase | null {
   return state.run?.phase.type === 'batch' ? state.run.phase : null
 }
@@ -32,6 +33,7 @@ export function isUsedUp (run: ActiveRun, phase: BatchPhase, call: CallState, be
   return usedOf(run, call) + [...promised, ...beside].filter((one) => one.name === call.name).length >= limit
 }
 
+/** Why a call is one too many of its tool. */
 export const usedUp = ({ name, rules }: CallState): CallError => {
   return { code: 'max_calls', message: `${name} can be called ${rules.max_calls} times in a run, and was; go on without it` }
 }
@@ -45,14 +47,14 @@ const usedOf = ({ used }: ActiveRun, { name }: CallState): number => Object.hasO
 const MAX_ARGUMENT_CHARS = 100_000
 const MAX_FILLED_CHARS = 400_000
 
-/** Settles a call with what came of it. Its output goes into the arguments of the calls that refer to it (E10). */
-export function completeCall (draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, outcome: CallOutcome): void {
+/** Settles a call with what came of it. Its output goes into the arguments of the calls that refer to it (E10). `operation`: the request that brought it. */
+export function completeCall (draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, outcome: CallOutcome, operation?: string): void {
   if (outcome.status === 'failed') {
-    failCall(draft, run, phase, call, outcome.error, outcome.text)
+    failCall(draft, run, phase, call, outcome.error, outcome.text, operation)
     return
   }
   const { output, text, truncated } = outcome
-  settleCall(draft, run, phase, call, 'completed', { output: truncated ? text : output, ...(truncated && { truncated }) }, { output }, text)
+  settleCall(draft, run, phase, call, 'completed', { output: truncated ? text : output, ...(truncated && { truncated }) }, { output, ...brought(operation) }, text)
   for (const one of phase.calls.filter(isOpen)) {
     for (const [written, id] of Object.entries(one.after)) {
       if (id === call.id) fillIn(draft, phase, one, written, output)
@@ -85,15 +87,19 @@ export function setArguments (draft: Draft, call: CallState, args: Record<string
 }
 
 /** Settles a failed call. The model is told `text`; without one, the error as it is. */
-export function failCall (draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, error: CallError, text = JSON.stringify({ error })): void {
+export function failCall (
+  draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, error: CallError, text = JSON.stringify({ error }), operation?: string
+): void {
   call.error = error
-  settleCall(draft, run, phase, call, 'failed', { error }, { error }, text)
+  settleCall(draft, run, phase, call, 'failed', { error }, { error, ...brought(operation) }, text)
 }
 
+const brought = (operation: string | undefined): { operation?: string } => operation === undefined ? {} : { operation }
+
 /** Settles a call: its event, its record, and the message that enters the ledger when the batch closes (`text`; null: none). */
-export function settleCall (
+function settleCall (
   draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, status: Extract<CallStatus, 'completed' | 'failed' | 'cancelled'>,
-  told: Record<string, unknown>, kept: { output?: unknown, error?: CallError, reason?: string }, text: string | null
+  told: Record<string, unknown>, kept: { output?: unknown, error?: CallError, reason?: string, operation?: string }, text: string | null
 ): void {
   const duration = call.started_at === null ? 0 : draft.now - call.started_at
   call.status = status

@@ -154,6 +154,8 @@ export type Decision =
 /** Decisions on calls that need consent: all of them are taken, or none. */
 export interface Decide extends Timed {
   type: 'Decide'
+  /** Names the request, so that it is recognised when it is repeated: kept with each decision. */
+  operation: string
   run_id: string
   suspension_id: string
   decisions: Decision[]
@@ -162,6 +164,8 @@ export interface Decide extends Timed {
 /** What the client's own tools have given: all of it is taken, or none. */
 export interface SubmitOutputs extends Timed {
   type: 'SubmitOutputs'
+  /** Names the request, so that it is recognised when it is repeated: kept with each output. */
+  operation: string
   run_id: string
   outputs: { call_id: string, outcome: CallOutcome }[]
 }

@@ -66,10 +66,12 @@ export function append (draft: Draft, pieces: Piece[]): void {
   draft.state.messages++
 }
 
+/** Puts a text beside the row. */
 export function put (draft: Draft, name: string, value: string): void {
   draft.docs.push({ name, value })
 }
 
+/** Removes a text from beside the row, once the messages of the commit are joined. */
 export function drop (draft: Draft, name: string): void {
   draft.docs.push({ name, value: null })
 }
@@ -85,6 +87,7 @@ export function appendWaiting (draft: Draft, messageId: string, turn: number, ru
 /** Ids of outside commands that are remembered. More than can be under way at once for one conversation. */
 const SEEN = 32
 
+/** Keeps the id of a command from outside, to know it when it is repeated. */
 export function remember (state: State, id: string): void {
   state.seen = [...state.seen.slice(1 - SEEN), id]
 }
@@ -125,10 +128,12 @@ export const docNames = {
   orphan: (callId: string) => `orphan/${callId}`
 }
 
+/** Keeps how a run has ended. */
 export function recordEnd (draft: Draft, runId: string, end: RunEnd): void {
   put(draft, docNames.end(runId), JSON.stringify(end))
 }
 
+/** RFC 3339, in UTC, from milliseconds since 1970. */
 export const iso = (ms: number): string => new Date(ms).toISOString()
 
 /**
@@ -140,6 +145,7 @@ export function nextFence (draft: Draft): number {
   return draft.state.fence
 }
 
+/** Has the worker told that it works for nothing; null: there is none. */
 export function abortWorker (draft: Draft, worker: string | null, fence: number | null, callIds: string[], reason: string): void {
   if (worker !== null) draft.effects.push({ type: 'abort', worker, fence, call_ids: callIds, reason })
 }

@@ -3,7 +3,7 @@ import type { Lapse } from './command.js'
 import { abortWorker, type Draft } from './draft.js'
 import { endRun } from './ending.js'
 import { timeoutAt } from './schedule.js'
-import { isBusy, type ActiveRun } from './state.js'
+import { isBusy, type ActiveRun, type CallState } from './state.js'
 import type { Refusal } from './transition.js'
 import { restartTurn } from './turn.js'
 
@@ -55,9 +55,16 @@ export function giveUp (draft: Draft, run: ActiveRun, { fence, calls }: Pick<Lap
     } else if ((call.rules.effects === 'read' || call.rules.idempotent) && ++call.losses < MAX_LOSSES) {
       Object.assign(call, { status: 'pending', worker: null, since: draft.now, arguments: args })
     } else {
-      const message = 'the worker that ran this call was lost, so nobody knows whether it took effect; check before calling again'
-      failCall(draft, run, phase, call, { code: 'outcome_unknown', message })
+      failCall(draft, run, phase, call, { code: 'outcome_unknown', message: unknown(call, reason) })
     }
   }
   return changed
+}
+
+/** What the model is told: what is true of this call. */
+function unknown ({ rules, losses }: CallState, reason: 'worker_lost' | 'repair'): string {
+  const what = losses >= MAX_LOSSES
+    ? `${losses} workers were lost while they ran this call, so it is not tried again`
+    : reason === 'repair' ? 'an operator has taken this call from the worker that ran it' : 'the worker that ran this call was lost'
+  return rules.effects === 'write' ? `${what}, and nobody knows whether it took effect; check before calling again` : `${what}; go on without it`
 }

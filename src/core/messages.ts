@@ -66,6 +66,7 @@ function isCancellable ({ phase }: ActiveRun): boolean {
   return phase.type === 'batch' || phase.attempt > 0
 }
 
+/** Gives a message that still waits another content. */
 export function editMessage (draft: Draft, command: EditMessage): Refusal | null {
   const found = waitingOf(draft, command)
   if (found === null) return 'not_found'
@@ -82,6 +83,7 @@ export function editMessage (draft: Draft, command: EditMessage): Refusal | null
   return null
 }
 
+/** Takes back a message that still waits. */
 export function withdrawMessage (draft: Draft, command: WithdrawMessage): Refusal | null {
   const found = waitingOf(draft, command)
   if (found === null) return 'not_found'

@@ -4,8 +4,9 @@ import type { CallError } from './run.js'
 import type { WaitingMessage } from './state.js'
 import type { Refusal } from './transition.js'
 
-/** Orphans a conversation keeps; the oldest make room. And how long one is kept, in milliseconds. */
+/** Orphans a conversation keeps, and characters in those beside the newest; the oldest make room. And how long one is kept, in milliseconds. */
 const MAX_ORPHANS = 50
+const MAX_ORPHAN_CHARS = 10_000_000
 export const ORPHAN_TTL_MS = 7 * 86_400_000
 
 /** How a call was settled, as far as it says why a result of it is late. */
@@ -39,13 +40,20 @@ export function keepOrphan (draft: Draft, command: KeepOrphan): Refusal | null {
   const cause = emit(draft, run, 'tool.orphaned', { turn, batch_id: command.batch_id, call_id: id, caused_by: [command.cause] }, {
     name, reason, output: command.truncated ? command.text : output, ...(command.truncated && { truncated: true })
   })
-  put(draft, docNames.orphan(id), JSON.stringify({ call_id: id, run_id: command.run_id, turn, name, reason, orphaned_at: iso(draft.now), output }))
+  const text = JSON.stringify({ call_id: id, run_id: command.run_id, turn, name, reason, orphaned_at: iso(draft.now), output })
+  put(draft, docNames.orphan(id), text)
   const others = state.orphans.filter((one) => one.call_id !== id)
-  forget(draft, others.slice(0, Math.max(0, others.length + 1 - MAX_ORPHANS)).map((one) => one.call_id))
-  state.orphans = [...state.orphans.filter((one) => one.call_id !== id), { call_id: id, run_id: command.run_id, at: draft.now, cause }]
+  let chars = 0
+  const kept = others.reverse().filter((one, i) => {
+    chars += one.chars
+    return i + 1 < MAX_ORPHANS && chars <= MAX_ORPHAN_CHARS
+  }).reverse()
+  forget(draft, others.filter((one) => !kept.includes(one)).map((one) => one.call_id))
+  state.orphans = [...kept, { call_id: id, run_id: command.run_id, at: draft.now, cause, chars: text.length }]
   return null
 }
 
+/** Nobody wants it: it is gone, and its text with it. */
 export function discardOrphan (draft: Draft, { run_id: runId, call_id: id }: DiscardOrphan): Refusal | null {
   if (!draft.state.orphans.some((one) => one.call_id === id && one.run_id === runId)) return 'not_found'
   forget(draft, [id])

@@ -50,6 +50,8 @@ export function putIn (
   const at = (reference: string): unknown => {
     const { call, path } = partsOf(reference, references)
     if (call !== written) return undefined
+    // What is at fault is not filled in any further: each of many references to a large output would cost its whole length.
+    if (fault !== null) return null
     let found: unknown = output
     for (const [, field, index] of path.matchAll(/\.([^.[\]]+)|\[(\d+)\]/g)) {
       const name = field ?? index ?? ''
@@ -101,38 +103,51 @@ export interface Referrer { call_id: string, provider_id: string, name: string, 
 export interface Place {
   /** What its arguments refer to: as written there, and the id of the call it is. */
   after: Record<string, string>
-  /** Its place in the order in which the batch can be run: request order, but for what waits for a later call. From 0. */
+  /** Its place in the order in which the batch can be run: request order, but for what waits for a later call, or for one that does. From 0. */
   rank: number
   /** Why it can never run. */
   fault: CallError | null
 }
 
-/** Arranges the calls of a batch. What refers to an unknown call, or in a circle, gets a fault. */
-export function arrange (calls: Referrer[]): Place[] {
+/** Other calls that one may refer to. A model that writes more is in a loop. */
+const MAX_REFERENCES = 64
+
+/**
+ * Arranges the calls of a batch. What refers to an unknown call, to too many, or in a circle, gets a fault. `conflict`: whether two calls, by their numbers
+ * from 0, must not run at the same time: those keep the order in which they were asked for, unless the first of them needs the second.
+ */
+export function arrange (calls: Referrer[], conflict: (a: number, b: number) => boolean): Place[] {
   const places = calls.map((): Place => ({ after: {}, rank: -1, fault: null }))
-  const targets = calls.map(({ references }, i) => references.flatMap((written) => {
-    const found = meant(calls, written)
-    if (typeof found === 'string') {
-      (places[i] as Place).fault = { code: 'invalid_arguments', message: `{{stepOutputs.${written}}} ${found}` }
+  const invalid = (i: number, message: string) => { (places[i] as Place).fault = { code: 'invalid_arguments', message } }
+  const targets = calls.map(({ references }, i) => {
+    if (references.length > MAX_REFERENCES) {
+      invalid(i, `the arguments refer to ${references.length} outputs; ${MAX_REFERENCES} are the most`)
       return []
     }
-    const place = places[i] as Place
-    // A plain assignment would lose a call named `__proto__`.
-    place.after = { ...place.after, [written]: (calls[found] as Referrer).call_id }
-    return [found]
-  }))
+    const after: [string, string][] = []
+    const found = references.flatMap((written) => {
+      const target = meant(calls, written)
+      if (typeof target === 'number') {
+        after.push([written, (calls[target] as Referrer).call_id])
+        return [target]
+      }
+      invalid(i, `{{stepOutputs.${written}}} ${target}`)
+      return []
+    })
+    ;(places[i] as Place).after = Object.fromEntries(after)
+    return found
+  })
+  const needs = targets.map((_, i) => neededBy(targets, i))
   for (const [i, place] of places.entries()) {
-    if (place.fault === null && reaches(targets, i, i)) {
-      place.fault = { code: 'invalid_arguments', message: 'this call waits for its own output: its references go in a circle' }
-    }
+    if (place.fault === null && needs[i]?.has(i)) invalid(i, 'this call waits for its own output: its references go in a circle')
   }
-  const ready = (i: number) => {
-    const { rank, fault } = places[i] as Place
-    return rank === -1 && (fault !== null || (targets[i] ?? []).every((target) => places[target]?.rank !== -1))
-  }
+  const before = calls.map((_, i) => calls.flatMap((_, j) => j < i && places[j]?.fault === null && needs[j]?.has(i) === false && conflict(j, i) ? [j] : []))
+  const isDone = (i: number) => places[i]?.rank !== -1
+  const isReady = (i: number) => !isDone(i) && (places[i]?.fault !== null || (targets[i] ?? []).every(isDone))
   for (let rank = 0; rank < calls.length; rank++) {
-    const next = calls.findIndex((_, i) => ready(i))
-    ;(places[next] as Place).rank = rank
+    const next = calls.findIndex((_, i) => isReady(i) && (before[i] ?? []).every(isDone))
+    // Several that keep each other waiting across resources: the first that can run.
+    ;(places[next === -1 ? calls.findIndex((_, i) => isReady(i)) : next] as Place).rank = rank
   }
   return places
 }
@@ -149,11 +164,14 @@ function meant (calls: Referrer[], written: string): number | string {
   return number >= 1 && number <= calls.length ? number - 1 : `refers to no call of this batch; its calls have the numbers 1 to ${calls.length}`
 }
 
-function reaches (targets: number[][], from: number, to: number, seen = new Set<number>()): boolean {
-  return (targets[from] ?? []).some((next) => {
-    if (next === to) return true
-    if (seen.has(next)) return false
-    seen.add(next)
-    return reaches(targets, next, to, seen)
-  })
+/** All calls that the one at `from` refers to, directly or through others; itself, if it stands in a circle. */
+function neededBy (targets: number[][], from: number): Set<number> {
+  const found = new Set<number>()
+  const open = [...targets[from] ?? []]
+  for (let at = open.pop(); at !== undefined; at = open.pop()) {
+    if (found.has(at)) continue
+    found.add(at)
+    open.push(...targets[at] ?? [])
+  }
+  return found
 }

@@ -130,8 +130,8 @@ export const CALLS_PER_JOB = 8
 
 /**
  * The jobs a state needs: a due turn that nobody has claimed, unclaimed calls, and calls whose rate limit nobody asks. It is a function of
- * the state, so that a job that was lost is found again by looking. `generation` makes ids of their own when the first job seems to be lost for
- * good (see `generationOf`): a queue may still remember an id whose worker died.
+ * the state, so that a job that was lost is found again by looking. After `leaseMs` (a worker's lease) without a worker the ids are others: a queue may still
+ * remember an id whose worker died (see `generationOf`).
  */
 export function wanted (state: State, now: number, leaseMs: number): WantedJob[] {
   const { run } = state

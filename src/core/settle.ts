@@ -168,7 +168,7 @@ const RULES: Rule[] = [
       endRun(draft, run, 'failed', [closed], {
         error: {
           code: 'tool_failed',
-          message: `tool call ${first.id} (${first.name}) failed: ${first.error?.message ?? ''}`,
+          message: `tool call ${first.id} (${first.name}) failed, and tool_policy.on_error is fail_run; with "continue" the model is told instead: ${first.error?.message ?? ''}`,
           retryable: false,
           failures: failures.map((call) => ({ call_id: call.id, name: call.name, code: call.error?.code ?? '', message: call.error?.message ?? '' }))
         }

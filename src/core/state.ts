@@ -3,7 +3,7 @@ import type { CallError, CallStatus, EndStatus, Limits, RunError, StopReason, To
 
 /**
  * The state row of a conversation: all that decides what may happen next, and nothing else. Texts, arguments and outputs live
- * beside it (see `Doc` in transition.ts), so the row stays a few kilobytes however long the conversation is. Only `transition`
+ * beside it (see `Doc` in draft.ts), so the row stays a few kilobytes however long the conversation is. Only `transition`
  * changes it. Times are milliseconds since 1970, as the commands brought them.
  */
 export interface State {
@@ -35,7 +35,7 @@ export interface State {
 }
 
 /** A result whose call was settled without it. */
-export interface Orphan { call_id: string, run_id: string, at: number, cause: number }
+export interface Orphan { call_id: string, run_id: string, at: number, cause: number, chars: number }
 
 /** What every run has, from its creation on. */
 export interface RunFacts {
@@ -240,6 +240,7 @@ export const isBusy = (call: CallState): boolean => call.status === 'running' ||
 /** What workers have claimed: a turn, or calls. */
 export interface Claim { worker: string, fence: number | null, call_id: string | null, attempt: number }
 
+/** All claims of a state: what is to be given up when their workers are gone. */
 export function claimsOf (state: State): Claim[] {
   const phase = state.run?.phase
   if (phase === undefined) return []

@@ -47,6 +47,7 @@ export interface Questions {
   expires_at: string | null
 }
 
+/** `calls`: those that are still to be answered. */
 export function questions (calls: CallState[]): Questions {
   const shown = calls.map((call) => ({ call_id: call.id, name: call.name, arguments: call.arguments ?? {}, kind: awaited(call) ?? 'approval' as const }))
   const kinds = new Set(shown.map((call) => call.kind))
@@ -69,12 +70,16 @@ export function decide (draft: Draft, command: Decide): Refusal | null {
   const calls = command.decisions.map((decision) => ({ decision, call: phase.calls.find((call) => call.id === decision.call_id) }))
   if (calls.some(({ call }) => call === undefined)) return 'not_found'
   if (calls.some(({ call }) => !isUndecided(call as CallState) || isTooLate(draft, call as CallState))) return 'call_settled'
-  for (const { decision, call } of calls) takeDecision(draft, run, phase, call as CallState, decision, suspension)
+  for (const { decision, call } of calls) {
+    record(draft, call as CallState, {
+      suspension_id: suspension.id, decision: decision.decision, operation: command.operation, ...('reason' in decision && { reason: decision.reason })
+    })
+    takeDecision(draft, run, phase, call as CallState, decision)
+  }
   return null
 }
 
-function takeDecision (draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, decision: Decision, suspension: Suspension): void {
-  record(draft, call, { suspension_id: suspension.id, decision: decision.decision, ...('reason' in decision && { reason: decision.reason }) })
+function takeDecision (draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, decision: Decision): void {
   switch (decision.decision) {
     case 'approve':
       Object.assign(call, { approved: true, expires_at: null })
@@ -105,7 +110,7 @@ export function submitOutputs (draft: Draft, command: SubmitOutputs): Refusal | 
   const calls = command.outputs.map(({ call_id: id, outcome }) => ({ outcome, call: phase.calls.find((call) => call.id === id) }))
   const open = unanswered(phase).filter((call) => awaited(call) === 'client_tool' && !isTooLate(draft, call))
   if (calls.some(({ call }) => call === undefined || !open.includes(call))) return 'call_settled'
-  for (const { call, outcome } of calls) completeCall(draft, run, phase, call as CallState, outcome)
+  for (const { call, outcome } of calls) completeCall(draft, run, phase, call as CallState, outcome, command.operation)
   return null
 }
 

@@ -9,7 +9,7 @@ import { editMessage, postMessage, withdrawMessage } from './messages.js'
 import { attachOrphan, discardOrphan, forgetOldOrphans, keepOrphan } from './orphans.js'
 import { arrange } from './references.js'
 import { mend, repair } from './repair.js'
-import { fillResources } from './resources.js'
+import { conflict, fillResources, type Holder } from './resources.js'
 import { settle } from './settle.js'
 import { decide, submitOutputs } from './suspension.js'
 import type { ActiveRun, BatchPhase, CallState, QueuedRun, State, TurnPhase } from './state.js'
@@ -18,6 +18,7 @@ import { concludeTurn, restartTurn } from './turn.js'
 /** Why a command changed nothing. `stale`: it comes from a worker that lost the right to write, or for something already settled. */
 export type Refusal = 'stale' | 'nothing_due' | 'duplicate' | 'run_active' | 'run_ended' | 'not_found' | 'exists' | 'queue_full' | 'suspension_resolved' | 'call_settled' | 'not_repairable'
 
+/** What a command changes: to be stored in one step. */
 export interface Change {
   state: State
   messages: Piece[][]
@@ -28,6 +29,7 @@ export interface Change {
   rewind: number | null
 }
 
+/** What became of a command. */
 export type Outcome = { refusal: Refusal } | { refusal: null, change: Change }
 
 /**
@@ -166,7 +168,10 @@ function completeTurn (draft: Draft, command: CompleteTurn): Refusal | null {
   }
   const batch: BatchPhase = { type: 'batch', turn: phase.turn, id: command.batch_id, cause: 0, started_at: command.at, calls: [], suspension: null, suspensions: 0, filled: 0 }
   batch.cause = emit(draft, run, 'batch.started', { turn: phase.turn, batch_id: batch.id, caused_by: [completed] }, { calls })
-  const places = arrange(command.calls)
+  const holders = command.calls.map(({ rules, arguments: args }): Holder => {
+    return { effects: rules.effects, exclusive: rules.exclusive === true, holds: fillResources(rules.resources ?? [], args) }
+  })
+  const places = arrange(command.calls, (a, b) => command.calls[a]?.fault === null && conflict(holders[a] as Holder, holders[b] as Holder))
   batch.calls = command.calls.map((call, i): CallState => ({
     id: call.call_id,
     name: call.name,
@@ -178,7 +183,7 @@ function completeTurn (draft: Draft, command: CompleteTurn): Refusal | null {
     rules: call.rules,
     rank: places[i]?.rank ?? i,
     after: places[i]?.after ?? {},
-    holds: fillResources(call.rules.resources ?? [], call.arguments),
+    holds: holders[i]?.holds ?? [],
     ready_at: 0,
     placed: false,
     losses: 0,

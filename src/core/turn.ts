@@ -3,6 +3,7 @@ import { emit, nextFence, type Draft } from './draft.js'
 import { endRun } from './ending.js'
 import type { ActiveRun, TurnPhase } from './state.js'
 
+/** A turn that nobody has begun. */
 export function dueTurn (turn: number, now: number, causedBy: number[]): TurnPhase {
   return { type: 'turn', turn, attempt: 0, tries: 0, model: 0, losses: 0, worker: null, fence: 0, ready_at: now, caused_by: causedBy }
 }

@@ -4,6 +4,7 @@ import type { Clock } from './ports.js'
 /** Streamed text goes out in groups: one write per this many milliseconds, the first at once. */
 const GROUP_MS = 25
 
+/** Where the text of one attempt goes as it comes. */
 export interface Deltas {
   push: (text: string) => void
   /** Sends what is left. Does not wait for it: whatever is sent next on the same connection comes after. */

@@ -12,6 +12,7 @@ export interface EngineDeps extends WorkDeps {
   observe?: (events: Event[]) => void
 }
 
+/** A worker. What it is told to execute, it may claim for itself. */
 export interface Engine extends Executed {
   /** Takes the part of a worker: shows life signs, takes notes, and from now on work. May be tried again when it rejects. */
   start: () => Promise<void>

@@ -18,6 +18,7 @@ export class ConflictError extends Error {
   override name = 'ConflictError'
 }
 
+/** What came of a command. */
 export interface Result {
   /** Null: done. Otherwise nothing was changed, and why. */
   refusal: Refusal | null
@@ -60,6 +61,7 @@ function creates (command: Command): boolean {
   return command.type === 'CreateConversation' || (command.type === 'StartRun' && command.new_conversation)
 }
 
+/** Tells a worker to stop what it works on for nothing. */
 export function abortNote (conversation: string, { fence, call_ids, reason }: Extract<Effect, { type: 'abort' }>): WorkerNote {
   return { type: 'abort', conversation, fence, call_ids, reason }
 }
@@ -74,6 +76,7 @@ export interface Performer {
   perform: (conversation: string, row: Row, effect: Effect) => void
 }
 
+/** The way in for commands: one decided behind the other per conversation, in this process. */
 export interface Executed {
   execute: (conversation: string, command: Command, options?: ExecuteOptions) => Promise<Result>
   /**

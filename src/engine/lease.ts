@@ -42,7 +42,7 @@ export function createLeases (redis: Redis | Cluster, keys: Keys, ttlMs: number,
 }
 
 /** A renewal failed: somebody else may be at work already. */
-export class LeaseLostError extends Error {
+class LeaseLostError extends Error {
   override name = 'LeaseLostError'
   constructor () { super('the lease was lost') }
 }

@@ -7,11 +7,13 @@ import { createRecent } from './recent.js'
 /** Text kept in memory at most for conversations this process works on, in characters of JSON. */
 const KEPT_CHARS = 64 * 1024 * 1024
 
+/** What a model is to see of conversations, without reading all of it again for every turn. */
 export interface LedgerCache {
   /** The whole ledger, at least as of `row`. Only what is not known yet is read: within an epoch and between two rewinds the ledger only grows. */
   read: (conversation: string, row: Row) => Promise<Message[]>
 }
 
+/** Keeps ledgers while they are used, `KEPT_CHARS` of them at most. */
 export function createLedgerCache (store: Reads, clock: Pick<Clock, 'now'>): LedgerCache {
   const kept = createRecent<{ generation: string, messages: Message[], chars: number }>(clock, { most: KEPT_CHARS, weigh: ({ chars }) => chars })
 

@@ -34,6 +34,7 @@ export interface Leases {
 /** What the engine reports while it works: pino, or anything like it. Ids as fields, never message text or arguments. */
 export type Log = Pick<BaseLogger, 'debug' | 'info' | 'warn' | 'error'>
 
+/** How a worker works. */
 export interface Settings {
   worker: string
   /** How long a claim or lease of a dead worker stands. Milliseconds. */

@@ -117,7 +117,7 @@ async function acquire ({ leases, clock, settings }: TurnDeps, conversation: str
 /** What an answer means. */
 function conclude (deps: TurnDeps, run: ActiveRun, spec: PreparedSpec, fence: number, answer: ModelAnswer): Command {
   const { usage } = answer
-  if (answer.refusal !== null) return fail(deps, fence, 'refusal', `the model refused to answer: ${answer.refusal.slice(0, 500)}`, false, usage)
+  if (answer.refusal !== null) return fail(deps, fence, 'refusal', `the model refused to answer; post the run with another input, instructions or model: ${answer.refusal.slice(0, 500)}`, false, usage)
   // A call that was cut by the token limit is never run, whatever its arguments look like (FAULTS M3).
   const calls = answer.finish_reason === 'length' ? [] : answer.tool_calls
   const ids = calls.map(({ id }) => id)

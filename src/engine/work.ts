@@ -3,14 +3,14 @@ import { docNames, type Effect } from '../core/draft.js'
 import { lateBecause, type Settled } from '../core/orphans.js'
 import { wanted } from '../core/schedule.js'
 import { claimsOf, type ActiveRun, type BatchPhase, type CallState, type Claim } from '../core/state.js'
-import type { Limiter } from '../store/limiter.js'
-import type { Feed, Row, Store } from '../store/store.js'
+import type { Feed, Limiter, Row, Store } from '../store/store.js'
 import { readArguments } from './arguments.js'
-import { performCall, takePlace } from './call.js'
+import { performCall } from './call.js'
 import { UnavailableError, type Executed } from './execute.js'
 import { createLedgerCache } from './ledger.js'
 import type { Model } from './model/model.js'
 import { patientReads } from './patience.js'
+import { takePlace } from './place.js'
 import type { Clock, Hints, Ids, Leases, Log, Settings } from './ports.js'
 import { paceProgress } from './progress.js'
 import { createSpecs } from './run-spec.js'
@@ -89,6 +89,7 @@ interface Desk {
 /** Whether a call is run with just what the model wrote: without references to fill in, and nobody may edit it. */
 const isComplete = ({ references, rules }: ModelCall): boolean => references.length === 0 && rules.approval === undefined
 
+/** Performs what this worker has claimed. What it learns of a claim that is gone stops the work. */
 export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedWork {
   const { store, hints, tools, clock, log, settings } = deps
   const { execute } = executed
@@ -251,7 +252,12 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
         finished()
         if (command === null) return
         const heard = await say(conversation, command)
-        if (heard === null && command.outcome.status === 'completed') await orphan(command.outcome.output, false)
+        if (heard === null) {
+          const { outcome } = command
+          if (outcome.status === 'completed') await orphan(outcome.output, false)
+          // What the tool itself has answered; what was wrong before it was asked says nothing.
+          else if (outcome.error.code === 'tool_error' || outcome.error.code === 'http_error') await orphan({ error: outcome.error }, false)
+        }
         if (state.rules.retry !== undefined) wakeForRetry(conversation, call_id)
       }, () => { if (desk.calls.get(call_id) === work) desk.calls.delete(call_id) })
     }

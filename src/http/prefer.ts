@@ -1,5 +1,5 @@
 /** Longest time a request may wait for a run to end, in seconds. */
-export const MAX_WAIT_S = 600
+const MAX_WAIT_S = 600
 
 /** Seconds a `Prefer` header asks to wait (RFC 7240, 4.3), capped; null when it asks for no such thing. Preferences not understood are ignored. */
 export function waitOf (prefer: string | string[] | undefined): number | null {

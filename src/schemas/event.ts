@@ -12,7 +12,10 @@ const turn = { turn: Type.Integer({ minimum: 1 }), lane: Type.String({ descripti
 const batch = { ...turn, batch_id: Type.String() }
 const call = { ...batch, call_id: Type.String(), name: Type.String() }
 const args = Type.Object({}, { additionalProperties: true, description: 'As the model wrote them, parsed.' })
-const RequestedCall = Type.Object({ call_id: Type.String(), name: Type.String(), arguments: args }, { title: 'RequestedCall' })
+const RequestedCall = Type.Object({
+  call_id: Type.String(), name: Type.String(), arguments: args,
+  raw_arguments: Type.Optional(Type.String({ description: 'What the model wrote, where that could not be read or is not valid: `arguments` is empty then.' }))
+}, { title: 'RequestedCall' })
 const TokenUsage = Type.Object({ input_tokens: Type.Integer(), output_tokens: Type.Integer(), total_tokens: Type.Integer() }, { title: 'TokenUsage' })
 const message = { message_id: Type.String(), turn: Type.Optional(turn.turn), lane: Type.Optional(turn.lane) }
 const duration = { duration_ms: Type.Number({ minimum: 0 }) }

@@ -21,7 +21,7 @@ export const Problem = Type.Object({
 }, {
   additionalProperties: true,
   title: 'Problem',
-  description: 'RFC 9457. A request that fails changes nothing. A 409 has the blocking ids as further members: `run_ids`, `call_ids`, `run_id`, `conversation_id`, `suspension_id`.',
+  description: 'RFC 9457. A request that is refused (4xx) changes nothing, except that `call_settled` for `tool_outputs` keeps what came too late among the orphans. After a 5xx it may have been done: repeat it with the same `Idempotency-Key`. A 409 has the blocking ids as further members: `run_ids`, `call_ids`, `run_id`, `conversation_id`, `suspension_id`.',
   examples: [{
     type: 'urn:interlock:problem:validation_failed',
     title: 'The request is not valid',

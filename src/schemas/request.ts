@@ -72,7 +72,7 @@ export const json = (description: string, schema: TSchema, headers?: Record<stri
   content: { 'application/json': { schema } }
 })
 
-export const STREAM_EXAMPLE = [
+const STREAM_EXAMPLE = [
   'retry: 1000\n',
   'id: 3', 'event: turn.started', 'data: {"seq":3,"run_seq":3,"type":"turn.started", …}\n',
   'event: turn.delta', 'data: {"type":"turn.delta","turn":1,"attempt":1,"lane":"main","offset":0,"text":"The"}\n\n'

@@ -16,10 +16,10 @@ import { requireRun, type StoredRun } from './run-view.js'
 import type { Caller, Services } from './services.js'
 
 /** A decision as it stands beside the row. */
-interface DecisionDoc { call_id: string, decided_at: string, decision: string }
+interface DecisionDoc { call_id: string, decided_at: string, decision: string, operation?: string }
 
 /** A settled call as it stands beside the row. */
-interface SettledCall extends Settled { run_id: string, turn: number, batch_id: string, seq: number }
+interface SettledCall extends Settled { run_id: string, turn: number, batch_id: string, seq: number, operation?: string }
 
 /** What people and clients answer a run that waits for them. */
 export function createActionService (context: Pick<Context, 'store' | 'executed' | 'clock' | 'tools'>): Services['actions'] {
@@ -86,14 +86,17 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
     return run?.id === runId && run.phase.type === 'batch' ? unanswered(run.phase).filter((call) => awaited(call) === 'client_tool') : []
   }
 
-  /** Who was first, for whoever was second. */
-  async function tooLate (conversation: string, runId: string, suspensionId: string, callIds: string[], { refusal, row }: Pick<Result, 'refusal' | 'row'>): Promise<Error> {
+  /** Who was first, for whoever was second; null: it was this very request, which is repeated because its answer was lost. */
+  async function tooLate (
+    caller: Caller, conversation: string, runId: string, suspensionId: string, callIds: string[], { refusal, row }: Pick<Result, 'refusal' | 'row'>
+  ): Promise<Error | null> {
     const open = refusal === 'call_settled'
     const [suspension, ...decided] = await store.docs(conversation, [docNames.suspension(suspensionId), ...callIds.map(docNames.decision)])
     if (suspension == null || (JSON.parse(suspension) as { run_id: string }).run_id !== runId) return notFound('suspension')
     const known = (JSON.parse(suspension) as { calls: string[] }).calls
     if (!callIds.every((id) => known.includes(id))) return notFound('call')
     const winners = decided.flatMap((json) => json == null ? [] : [JSON.parse(json) as DecisionDoc])
+    if (winners.length === callIds.length && winners.every((one) => one.operation === caller.operation)) return null
     const who = winners.map((one) => `${one.call_id}: ${one.decision}, ${one.decided_at}`).join('; ')
     const ids = winners.map((one) => one.call_id)
     if (open && who === '' && row !== null && clientsOf(row.state, runId).some((call) => callIds.includes(call.id))) return notFound('call that waits for a decision')
@@ -103,21 +106,23 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
 
   /**
    * Why outputs cannot be taken. A call that never was the client's to answer makes the whole request one that changes nothing (404), whatever else is in
-   * it; otherwise those that came too late are kept as orphans (409).
+   * it; otherwise those that came too late are kept as orphans (409). Null: this very request has brought them before, and its answer was lost.
    */
-  async function keepLate (caller: Caller, conversation: string, runId: string, { outputs }: ToolOutputs): Promise<Error> {
+  async function keepLate (caller: Caller, conversation: string, runId: string, { outputs }: ToolOutputs): Promise<Error | null> {
     // Somebody's time may be over without anybody having looked since.
     await executed.execute(conversation, { type: 'Advance', at: clock.now() })
     const { state } = await rowOf(context, caller, conversation)
     const [declared, texts] = await Promise.all([
       declaredTools(conversation, runId), store.docs(conversation, outputs.flatMap(({ call_id: id }) => [docNames.call(id), docNames.done(id)]))
     ])
+    const dones = outputs.map((_, i) => JSON.parse(texts[2 * i + 1] ?? 'null') as SettledCall | null)
+    if (dones.every((done) => done?.operation === caller.operation)) return null
     const open = clientsOf(state, runId)
     const late: { output: ToolOutputs['outputs'][number], name: string, settled: SettledCall }[] = []
     for (const [i, output] of outputs.entries()) {
-      const [call, done] = texts.slice(2 * i)
+      const call = texts[2 * i]
       const name = call == null ? null : (JSON.parse(call) as { name: string }).name
-      const settled = done == null ? null : JSON.parse(done) as SettledCall
+      const settled = dones[i] ?? null
       const isClients = name !== null && declared.some((tool) => tool.name === name && tool.kind === 'client')
       // What was settled before the client was handed it was never the client's.
       if (isClients && settled?.run_id === runId && settled.attempt > 0) late.push({ output, name, settled })
@@ -142,10 +147,11 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
       const { state } = await rowOf(context, caller, conversation)
       const decisions = await readDecisions(conversation, state, runId, body)
       const { refusal, row } = await executed.execute(conversation, {
-        type: 'Decide', at: clock.now(), run_id: runId, suspension_id: body.suspension_id, decisions
+        type: 'Decide', at: clock.now(), operation: caller.operation, run_id: runId, suspension_id: body.suspension_id, decisions
       }, { claim: 'local' })
       if (refusal !== null || row === null) {
-        throw await tooLate(conversation, runId, body.suspension_id, decisions.map((one) => one.call_id), { refusal, row })
+        const error = await tooLate(caller, conversation, runId, body.suspension_id, decisions.map((one) => one.call_id), { refusal, row })
+        if (error !== null) throw error
       }
       return await requireRun(store, conversation, runId)
     }),
@@ -158,6 +164,7 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
       const { refusal } = await executed.execute(conversation, {
         type: 'SubmitOutputs',
         at: clock.now(),
+        operation: caller.operation,
         run_id: runId,
         outputs: body.outputs.map(({ call_id: callId, output, is_error: failed }) => {
           if (failed !== true) return { call_id: callId, outcome: outcomeOf(output, maxChars(state, runId)) }
@@ -165,7 +172,8 @@ export function createActionService (context: Pick<Context, 'store' | 'executed'
           return { call_id: callId, outcome: { status: 'failed' as const, error, text: errorForModel(error) } }
         })
       }, { claim: 'local' })
-      if (refusal !== null) throw await keepLate(caller, conversation, runId, body)
+      const error = refusal === null ? null : await keepLate(caller, conversation, runId, body)
+      if (error !== null) throw error
       return await requireRun(store, conversation, runId)
     })
   }

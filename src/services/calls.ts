@@ -38,6 +38,7 @@ export async function listCalls (
   return { data, next_cursor: from + limit < ids.length ? page.at(-1) ?? null : null }
 }
 
+/** One call of a run, as it is now. Throws `not_found`. */
 export async function readCall (store: Store, conversation: string, runId: string, callId: string): Promise<Call> {
   const row = await store.load(conversation)
   const [call] = row === null ? [] : await readCalls(store, conversation, row, [callId])

@@ -8,6 +8,7 @@ import { conversationView } from './conversation-view.js'
 import { createRepairService } from './repair.js'
 import type { Services } from './services.js'
 
+/** Conversations: created, read, looked after, removed. */
 export function createConversationService (context: Context): Services['conversations'] {
   const { store, executed, clock, ids } = context
   return {

@@ -9,13 +9,15 @@ import type { Services } from './services.js'
 const KEPT_MS = 24 * 3_600_000
 
 /**
- * When a first request that has given no answer counts as dead: every request is answered within a second or so. Whoever repeats it
- * then takes its place, under its operation, so that what it may have created is found and not created again (FAULTS F50).
+ * When a first request that has given no answer counts as dead: nearly all are answered within a second. Whoever repeats it then takes its place, under
+ * its operation, so that what it may have created is found and not created again (FAULTS F50). That also holds beside one that still works (a cancel that
+ * waits, a run whose MCP servers are asked for their tools): both do the same, once.
  */
 const TAKEOVER_MS = 3_000
 
 interface Entry { fingerprint: string, operation: string, at: number, answer: { code: number, headers: Record<string, string>, body: string } | null }
 
+/** What was asked under an `Idempotency-Key`, and answered, beside the conversations: by tenant and by the key's SHA-256, for 24 hours (M5). */
 export function createIdempotencyService (redis: Redis | Cluster, keys: Keys, clock: Clock): Services['idempotency'] {
   const keyOf = (tenant: string, key: string) => keys.idempotency(tenant, createHash('sha256').update(key).digest('hex'))
   const read = async (key: string): Promise<Entry | null> => {

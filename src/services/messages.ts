@@ -6,6 +6,7 @@ import type { PostedMessage } from '../schemas/message.js'
 import { answering, conversationOf, rowOf, type Context } from './context.js'
 import type { Caller, Services } from './services.js'
 
+/** Messages to a run in progress. */
 export function createMessageService (context: Context): Services['messages'] {
   const { store, executed, clock } = context
 
@@ -32,6 +33,10 @@ export function createMessageService (context: Context): Services['messages'] {
       const messageId = `msg_${caller.operation}`
       const delay = body.after_seconds ?? 0
       const at = clock.now()
+      const receiptOf = async (): Promise<Receipt | null> => JSON.parse((await store.docs(conversation, [docNames.receipt(messageId)]))[0] ?? 'null') as Receipt | null
+      // The row remembers the last operations only; what this one was told is there for good.
+      const before = caller.repeated === true ? await receiptOf() : null
+      if (before !== null) return before
       const { refusal } = await executed.execute(conversation, {
         type: 'PostMessage',
         at,
@@ -47,11 +52,13 @@ export function createMessageService (context: Context): Services['messages'] {
       if (refusal === 'not_found') throw notFound('run')
       if (refusal === 'queue_full') {
         const { state } = await rowOf(context, caller, conversation)
-        throw queueFull(state.waiting.filter((message) => message.run_id === runId).length)
+        const run = state.run?.id === runId ? state.run : state.queue.find((one) => one.id === runId)
+        if (run === undefined) throw runEnded(runId, conversation)
+        throw queueFull(run.limits.max_queued_messages)
       }
-      const [receipt] = await store.docs(conversation, [docNames.receipt(messageId)])
-      if (receipt == null) throw versionConflict()
-      return JSON.parse(receipt) as Receipt
+      const receipt = await receiptOf()
+      if (receipt === null) throw versionConflict()
+      return receipt
     }),
 
     list: (caller, runId) => answering(async () => {

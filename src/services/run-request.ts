@@ -12,7 +12,7 @@ import type { StoredRun } from './run-view.js'
 const MAX_TOOLS = 128
 
 /** Fills in the defaults that stand in the schema: the one place they are written down. */
-export function withDefaults<T extends TObject> (schema: T, given: object | undefined): Static<T> {
+function withDefaults<T extends TObject> (schema: T, given: object | undefined): Static<T> {
   const defaults = Object.entries(schema.properties).map(([name, property]) => [name, (property as { default?: unknown }).default])
   return { ...Object.fromEntries(defaults), ...given } as Static<T>
 }
@@ -32,7 +32,7 @@ export async function prepareRun ({ tools, ids, clock, defaultModel, parallelToo
   const given = withDefaults(ToolPolicy, body.tool_policy)
   const policy = { ...given, parallel: given.parallel && parallelTools }
   const declared = offered(body.tools ?? [], policy.final_answer_tool)
-  faults.push(...await toolFaults(tools, declared))
+  faults.push(...await toolFaults(tools, declared, policy.final_answer_tool))
   const { tools: expanded, faults: unknown } = faults.length > 0 ? { tools: [], faults: [] } : await tools.expand(declared, MAX_TOOLS)
   faults.push(...unknown.map((fault) => ({ ...fault, pointer: `/tools${fault.pointer}` })))
   if (faults.length === 0) faults.push(...choiceFaults(body, expanded))
@@ -62,12 +62,14 @@ function offered (declared: ToolDefinition[], finalAnswer: string | null): ToolD
   return [...declared, { kind: 'builtin', name: 'final_answer' }]
 }
 
-async function toolFaults (tools: Tools, declared: ToolDefinition[]): Promise<FieldError[]> {
+async function toolFaults (tools: Tools, declared: ToolDefinition[], finalAnswer: string | null): Promise<FieldError[]> {
   const names = new Set<string>()
   const faults: FieldError[] = []
   for (const [i, tool] of declared.entries()) {
     if (names.has(tool.name)) faults.push({ pointer: `/tools/${i}/name`, detail: `there is another tool named "${tool.name}"` })
     names.add(tool.name)
+    // It stands for the tools of a server, and would keep the builtin tool of that name from being offered.
+    if (tool.kind === 'mcp' && tool.name === finalAnswer) faults.push({ pointer: `/tools/${i}/name`, detail: 'is that of the final answer\'s tool, and this is a server with tools of its own names: choose another' })
     for (const fault of await tools.check(tool)) faults.push({ ...fault, pointer: `/tools/${i}${fault.pointer}` })
   }
   return faults

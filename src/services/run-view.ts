@@ -24,12 +24,14 @@ export async function readRun (store: Store, conversation: string, runId: string
   return runView(row, runId, JSON.parse(record) as RunRecord, end == null ? null : JSON.parse(end) as RunEnd)
 }
 
+/** As `readRun`, but throws `not_found`. */
 export async function requireRun (store: Store, conversation: string, runId: string): Promise<Run> {
   const run = await readRun(store, conversation, runId)
   if (run === null) throw notFound('run')
   return run
 }
 
+/** What clients see of a run: from its row while it is queued or active, from its record and how it ended (`end`) after that. */
 export function runView (row: Row, runId: string, record: RunRecord, end: RunEnd | null): Run {
   const { state, version } = row
   const request = record.request as StoredRun

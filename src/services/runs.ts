@@ -1,3 +1,4 @@
+import { docNames } from '../core/draft.js'
 import { TERMINAL } from '../core/event.js'
 import { notFound, runActive, validationFailed } from '../errors.js'
 import type { Run } from '../schemas/run.js'
@@ -16,6 +17,7 @@ const LOOKED_AT = 500
 /** How long `cancel` with `wait` waits for workers to say that they have stopped: by then a dead one's claims have lapsed. Milliseconds. */
 const STOP_WAIT_MS = 15_000
 
+/** Runs: created, read, listed, cancelled, waited for. */
 export function createRunService (context: Context): Services['runs'] {
   const { store, feed, keys, executed, clock } = context
 
@@ -25,16 +27,18 @@ export function createRunService (context: Context): Services['runs'] {
   ): Promise<T | null> {
     let finish: (value: T | null) => void = () => { /* set below */ }
     const result = new Promise<T | null>((resolve) => { finish = resolve })
-    const stop = await feed.subscribe(conversation, (signal) => {
+    const cancel = clock.after(ms, () => finish(null))
+    const subscribed = feed.subscribe(conversation, (signal) => {
       Promise.resolve(done(signal)).then((value) => { if (value !== null) finish(value) }, () => { /* the next signal, or the time, ends it */ })
     })
-    const cancel = clock.after(ms, () => finish(null))
     try {
+      // Redis may have gone away: the time is over all the same.
+      await Promise.race([subscribed, result])
       const at = await start()
       return at ?? await result
     } finally {
       cancel()
-      stop()
+      subscribed.then((stop) => stop(), () => { /* there is nothing to stop */ })
     }
   }
 
@@ -44,6 +48,10 @@ export function createRunService (context: Context): Services['runs'] {
     create: (caller, body) => answering(async () => {
       const conversation = body.conversation_id ?? `conv_${caller.operation}`
       const runId = `run_${caller.operation}${partitionSuffix(keys.partitionOf(conversation))}`
+      // The row remembers the last operations only; what this one has made is there for good.
+      if (caller.repeated === true && (await store.docs(conversation, [docNames.run(runId)]))[0] != null) {
+        return { run: await requireRun(store, conversation, runId), events: [] }
+      }
       const request = await prepareRun(context, body)
       const at = clock.now()
       if (body.conversation_id !== undefined) {
@@ -95,15 +103,17 @@ export function createRunService (context: Context): Services['runs'] {
       const conversation = await conversationOf(context, caller, runId)
       const stopped = new Set<string>()
       let awaited: string[] | null = null
-      await listening(conversation, STOP_WAIT_MS, (signal) => {
-        if (signal.kind === 'stopped') stopped.add(signal.worker)
-        return awaited?.every((worker) => stopped.has(worker)) ? true : null
-      }, async () => {
+      const stop = async (): Promise<true | null> => {
         const { refusal, effects } = await executed.execute(conversation, { type: 'CancelRun', at: clock.now(), run_id: runId, reason: 'cancelled' }, { claim: 'local' })
         if (refusal === 'not_found') throw notFound('run')
         awaited = effects.flatMap((effect) => effect.type === 'abort' ? [effect.worker] : [])
-        return !wait || awaited.every((worker) => stopped.has(worker)) ? true : null
-      })
+        return awaited.every((worker) => stopped.has(worker)) ? true : null
+      }
+      if (!wait) await stop()
+      else await listening(conversation, STOP_WAIT_MS, (signal) => {
+        if (signal.kind === 'stopped') stopped.add(signal.worker)
+        return awaited?.every((worker) => stopped.has(worker)) ? true : null
+      }, stop)
       return await requireRun(store, conversation, runId)
     }),
 

@@ -15,6 +15,8 @@ export interface Caller {
   tenant: string
   /** ULID of this request, or of the first one with the same `Idempotency-Key`: what it creates is named after it, so a repeat creates nothing new. */
   operation: string
+  /** An earlier request of this operation was given no answer: whatever it made may be there already. */
+  repeated?: boolean
 }
 
 /** `next_cursor` is a position as the service understands it; routes make it opaque. */
@@ -60,7 +62,8 @@ export interface RunQuery {
 }
 
 /**
- * Everything the routes can ask for. Errors are `ProblemError`s (src/errors.ts), thrown before anything has changed.
+ * Everything the routes can ask for. Errors are `ProblemError`s (src/errors.ts), thrown before anything has changed, but for `call_settled` of `submit`;
+ * after `unavailable` nobody knows.
  * Unknown ids, and other tenants' ids, give `not_found`.
  */
 export interface Services {

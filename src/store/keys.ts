@@ -35,6 +35,7 @@ export interface Keys {
 
 const ALPHABET = '0123456789ABCDEFGHJKMNPQRSTVWXYZ'
 
+/** `prefix`: first part of every key. `partitions`: hash tags that conversations are spread over; the same in all processes, for ever. */
 export function createKeys (prefix: string, partitions: number): Keys {
   const partitionOf = (conversation: string) => fnv1a(conversation) % partitions
   const tag = (partition: number) => `${prefix}:{p${partition}}`

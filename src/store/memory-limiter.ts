@@ -1,4 +1,4 @@
-import type { Limiter } from './limiter.js'
+import type { Limiter } from './store.js'
 
 /** The limiter in memory, with the same promises within one process: for tests and the simulation. `clock` says milliseconds. */
 export function createMemoryLimiter (clock: { now: () => number } = { now: () => Date.now() }): Limiter {

@@ -17,22 +17,21 @@ export interface Plan {
 
 /** Turns a commit into strings. A text that comes and goes within the commit is joined here and never stored. */
 export function planCommit (commit: Commit): Plan {
-  const puts = new Map<string, string>()
-  const drops = new Set<string>()
+  const texts = new Map<string, string>()
+  const last = new Map<string, string | null>()
   for (const { name, value } of commit.docs) {
-    if (value === null) drops.add(name)
-    else puts.set(name, value)
+    last.set(name, value)
+    if (value !== null) texts.set(name, value)
   }
   const messages = commit.messages.map((pieces) => compact(pieces.map((piece) => {
-    return typeof piece === 'string' ? piece : puts.get(piece.doc) ?? piece
+    return typeof piece === 'string' ? piece : texts.get(piece.doc) ?? piece
   })))
-  for (const name of drops) puts.delete(name)
   return {
     state: JSON.stringify(commit.state),
     events: commit.events.map(textOf),
-    puts: [...puts],
+    puts: [...last].flatMap(([name, value]): [string, string][] => value === null ? [] : [[name, value]]),
     messages,
-    drops: [...drops],
+    drops: [...last].flatMap(([name, value]) => value === null ? [name] : []),
     fence: fenceOf(commit.state)
   }
 }
@@ -46,6 +45,7 @@ function textOf (event: Event): Omit<StoredEvent, 'epoch'> {
   return { seq: event.seq, type: event.type, run_id: event.run_id ?? null, json: JSON.stringify(event) }
 }
 
+/** The fence of the turn that is at work, whose text is welcome; 0: none is. */
 export function fenceOf (state: State): number {
   const phase = state.run?.phase
   return phase?.type === 'turn' && phase.worker !== null ? phase.fence : 0

@@ -13,6 +13,7 @@ export interface Upkeep {
   unlock: (conversation: string, value: string) => Promise<boolean>
 }
 
+/** On Redis, whose clock it goes by. */
 export function createUpkeep (redis: Redis | Cluster, keys: Keys): Upkeep {
   redis.defineCommand('interlockUnlock', { numberOfKeys: 1, lua: readFileSync(join(import.meta.dirname, 'lua', 'unlock.lua'), 'utf8') })
   const scripts = redis as unknown as { interlockUnlock: (key: string, value: string) => Promise<number> }

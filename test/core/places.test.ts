@@ -1,5 +1,6 @@
 import t from 'tap'
 import { checkState } from '../../src/core/check.js'
+import type { ModelCall } from '../../src/core/command.js'
 import { dueAt, wanted } from '../../src/core/schedule.js'
 import type { CallState } from '../../src/core/state.js'
 import {
@@ -141,12 +142,12 @@ t.test('E5: without parallel nothing overtakes a call that waits: for a rate lim
   t.strictSame((asked.log.at(-2)?.calls as { call_id: string }[]).map((one) => one.call_id), ['call_b', 'call_e'], 'consent is asked for together; nothing is handed out before its time')
   const suspension = (asked.state().run?.phase as { suspension: { id: string } }).suspension.id
   t.strictSame(asked.when(by('w1', ({ now }) => ({
-    type: 'Decide', at: now, run_id: 'r1', suspension_id: suspension, decisions: [{ call_id: 'call_e', decision: 'approve' }, { call_id: 'call_b', decision: 'approve' }]
+    type: 'Decide', at: now, operation: 'op', run_id: 'r1', suspension_id: suspension, decisions: [{ call_id: 'call_e', decision: 'approve' }, { call_id: 'call_b', decision: 'approve' }]
   }))).said, ['suspension.resolved', 'run.resumed', 'tool.started b'])
   t.strictSame(asked.when(by('w1', result('b'))).said, ['tool.completed b', 'tool.started c'])
   t.strictSame(asked.when(by('w1', result('c'))).said, ['tool.completed c', 'tool.started d', 'suspension.created', 'run.requires_action'])
   t.strictSame(asked.when(by('w1', ({ now }) => ({
-    type: 'SubmitOutputs', at: now, run_id: 'r1', outputs: [{ call_id: 'call_d', outcome: { status: 'completed', output: 1, text: '1', truncated: false } }]
+    type: 'SubmitOutputs', at: now, operation: 'op', run_id: 'r1', outputs: [{ call_id: 'call_d', outcome: { status: 'completed', output: 1, text: '1', truncated: false } }]
   }))).said, ['tool.completed d', 'suspension.resolved', 'run.resumed', 'tool.started e'])
 })
 
@@ -164,7 +165,7 @@ t.test('E15: max_calls and max_concurrency are kept for what the client runs', a
   const client = (name: string) => call(name, { rules: rules({ client: { expires_ms: null }, max_calls: 3, max_concurrency: 2 }) })
   const scene = given(start(), work('w1'))
   const give = (name: string): Step => by('w1', ({ now }) => ({
-    type: 'SubmitOutputs', at: now, run_id: 'r1', outputs: [{ call_id: `call_${name}`, outcome: { status: 'completed', output: 1, text: '1', truncated: false } }]
+    type: 'SubmitOutputs', at: now, operation: 'op', run_id: 'r1', outputs: [{ call_id: `call_${name}`, outcome: { status: 'completed', output: 1, text: '1', truncated: false } }]
   }))
   t.strictSame(scene.when(by('w1', ask(...['a', 'b', 'c', 'd'].map(client)))).said.slice(2), ['tool.started a', 'tool.started b', 'suspension.created', 'run.requires_action'])
   scene.given(give('b'))
@@ -179,7 +180,7 @@ t.test('E15: nobody is asked to consent to a call that is one too many already',
   t.strictSame((scene.log.at(-2)?.calls as { call_id: string }[]).map((one) => one.call_id), ['call_a', 'call_b'], 'the first may be refused')
   const suspension = (scene.state().run?.phase as { suspension: { id: string } }).suspension.id
   scene.given(by('w1', ({ now }) => ({
-    type: 'Decide', at: now, run_id: 'r1', suspension_id: suspension, decisions: [{ call_id: 'call_a', decision: 'reject', reason: null }, { call_id: 'call_b', decision: 'approve' }]
+    type: 'Decide', at: now, operation: 'op', run_id: 'r1', suspension_id: suspension, decisions: [{ call_id: 'call_a', decision: 'reject', reason: null }, { call_id: 'call_b', decision: 'approve' }]
   })), by('w1', result('b')))
   t.strictSame(scene.when(by('w1', ask(asking('c'), call('d')))).said.slice(2), ['tool.started d'])
   t.strictSame(scene.when(by('w1', result('d'))).said.slice(0, 3), ['tool.completed d', 'tool.failed c', 'batch.completed'])
@@ -199,6 +200,40 @@ t.test('E10: what all outputs put into the arguments of a batch is bounded, so t
   const failed = scene.log.filter(({ type }) => type === 'tool.failed')
   t.strictSame(failed.map((event) => event.call_id), ['call_f', 'call_g'])
   t.match(failed[0]?.error, { code: 'invalid_arguments', message: /come to more than 400000 characters; refer to parts of them/ })
+})
+
+t.test('D12: writers of a resource keep their order also when the first refers to a later call, and only what it needs goes before it', async (t) => {
+  const box = rules({ effects: 'write', resources: ['box'] })
+  const other = rules({ effects: 'write', resources: ['other'] })
+  const orders: [calls: ModelCall[], order: string[]][] = [
+    [[call('a', { references: ['p_c'], rules: box }), call('b', { rules: box }), call('c')], ['c', 'a', 'b']],
+    [[call('a', { references: ['p_c'], rules: rules({ exclusive: true }) }), call('b'), call('c')], ['c', 'a', 'b']],
+    [[call('a', { references: ['p_c'], rules: box }), call('b', { rules: box }), call('c', { references: ['p_b'] })], ['b', 'c', 'a']],
+    [[call('a', { references: ['p_c'], rules: box }), call('b', { rules: box, fault: { code: 'unknown_tool', message: 'none' } }), call('c', { rules: box })], ['c', 'a', 'b']],
+    // Each resource for itself allows what both together do not: somebody must go first.
+    [[call('a', { references: ['p_d'], rules: box }), call('b', { references: ['p_c'], rules: other }), call('c', { rules: box }), call('d', { rules: other })], ['c', 'b', 'd', 'a']]
+  ]
+  for (const [calls, order] of orders) {
+    const scene = given(start(), work('w1'), by('w1', ask(...calls)))
+    const states = scene.state().run?.phase
+    t.same(states?.type === 'batch' ? [...states.calls].sort((a, b) => a.rank - b.rank).map(({ id }) => id.slice('call_'.length)) : [], order)
+  }
+})
+
+t.test('E10: many references to a large output cost no more than one; more than 64 are too many', async (t) => {
+  let written = 0
+  const large = { toJSON: () => {
+    written++
+    return 'x'.repeat(200_000)
+  } }
+  const args = { value: '{{stepOutputs.p_a}}'.repeat(3_000) }
+  const scene = given(start(), work('w1'), by('w1', ask(call('a'), call('b', { arguments: args, references: ['p_a'] }))))
+  scene.given(by('w1', result('a', large)))
+  t.ok(written < 10, `written ${written} times`)
+  t.match(scene.log.find(({ type }) => type === 'tool.failed'), { call_id: 'call_b', error: { code: 'invalid_arguments', message: /more than 100000 characters/ } })
+  const many = Array.from({ length: 65 }, (_, i) => `p_${i}`)
+  const wide = given(start(), work('w1'), by('w1', ask(...many.map((_, i) => call(String(i))), call('z', { references: many }))))
+  t.match(wide.log.find(({ type }) => type === 'tool.failed'), { call_id: 'call_z', error: { code: 'invalid_arguments', message: /refer to 65 outputs; 64 are the most/ } })
 })
 
 t.test('S7: tools, calls and fields may have any name, also those that objects have already', async (t) => {

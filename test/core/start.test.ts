@@ -105,8 +105,9 @@ t.test('E4, E10-E14, D12, J1: any batch closes; what clashes never overlaps; not
           if (limited && !granted.delete(i)) throw new Error(`call ${i} starts before its rate limit allows it`)
           const behind = statesOf(scene).find((other) => other.rank < (statesOf(scene)[i]?.rank ?? 0) && !settled.has(Number(other.id.slice('call_c'.length))))
           if (!parallel && behind !== undefined) throw new Error(`call ${i} does not wait for ${behind.id}`)
-          const undecided = calls.findIndex(({ needs, refers }, j) => needs !== null && refers.length === 0 && !settled.has(j) && !consented.has(j))
-          if (suspension === 'barrier' && undecided !== -1 && undecided < i && one.refers.length === 0) throw new Error(`call ${i} passes the barrier ${undecided}`)
+          const before = (j: number) => (statesOf(scene)[j]?.rank ?? Infinity) < (statesOf(scene)[i]?.rank ?? 0)
+          const undecided = calls.findIndex(({ needs, refers }, j) => needs !== null && refers.length === 0 && !settled.has(j) && !consented.has(j) && before(j))
+          if (suspension === 'barrier' && undecided !== -1 && one.refers.length === 0) throw new Error(`call ${i} passes the barrier ${undecided}`)
           const own = [...working].filter((other) => calls[other]?.needs !== 'client')
           if (one.needs !== 'client' && own.length > limit) throw new Error(`${own.length} calls are at work, ${limit} may`)
           const same = own.filter((other) => calls[other]?.name === one.name && calls[other]?.max === one.max)
@@ -198,12 +199,12 @@ function tried (name: string): Step {
 function answered (state: CallState, suspension: string, how: number): Step {
   const outcome = { status: 'completed' as const, output: 'given', text: 'given', truncated: false }
   const id = state.id
-  if (state.rules.approval === undefined || state.approved) return ({ now }) => ({ type: 'SubmitOutputs', at: now, run_id: 'r1', outputs: [{ call_id: id, outcome }] })
+  if (state.rules.approval === undefined || state.approved) return ({ now }) => ({ type: 'SubmitOutputs', at: now, operation: 'op', run_id: 'r1', outputs: [{ call_id: id, outcome }] })
   const decisions: Decision[] = [
     { call_id: id, decision: 'approve' }, { call_id: id, decision: 'reject', reason: null },
     { call_id: id, decision: 'edit', arguments: { of: 'x' } }, { call_id: id, decision: 'answer', outcome }
   ]
-  return ({ now }) => ({ type: 'Decide', at: now, run_id: 'r1', suspension_id: suspension, decisions: [decisions[how] as Decision] })
+  return ({ now }) => ({ type: 'Decide', at: now, operation: 'op', run_id: 'r1', suspension_id: suspension, decisions: [decisions[how] as Decision] })
 }
 
 t.test('D12: what writes one resource does so in request order, unless a reference turns it round', async (t) => {

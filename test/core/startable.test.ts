@@ -86,12 +86,12 @@ function playBatch ({ calls, room, parallel, suspension, answers }: AnyBatch, lo
       const suspensionId = scene.log.findLast((event) => event.type === 'suspension.created')?.suspension_id as string
       if (word < 2) seen.consented.add(i)
       scene.given(by('w1', ({ now }) => ({
-        type: 'Decide', at: now, run_id: 'r1', suspension_id: suspensionId,
+        type: 'Decide', at: now, operation: 'op', run_id: 'r1', suspension_id: suspensionId,
         decisions: [word < 2 ? { call_id: `call_n${i}`, decision: 'approve' } : { call_id: `call_n${i}`, decision: 'reject', reason: null }]
       }), { calls: 99 }))
     } else if (gated) {
       const text = `output of n${i}`
-      scene.given(by('w1', ({ now }) => ({ type: 'SubmitOutputs', at: now, run_id: 'r1', outputs: [{ call_id: `call_n${i}`, outcome: { status: 'completed', output: text, text, truncated: false } }] }), { calls: 99 }))
+      scene.given(by('w1', ({ now }) => ({ type: 'SubmitOutputs', at: now, operation: 'op', run_id: 'r1', outputs: [{ call_id: `call_n${i}`, outcome: { status: 'completed', output: text, text, truncated: false } }] }), { calls: 99 }))
     } else {
       scene.given(by('w1', how % 5 === 0 ? failure(`n${i}`) : result(`n${i}`), { calls: 99 }))
     }
@@ -171,11 +171,11 @@ t.test('D12: a call that was edited to what another one is at work on waits for 
       call('lock', { name: 'lock', arguments: { box: 'b' }, rules: { ...box('write'), approval: { expires_ms: null } } }),
       call('fill', { name: 'fill', arguments: { box: 'a', of: '{{stepOutputs.client}}' }, references: ['client'], rules: box('write') })
     )),
-    by('w1', ({ now }) => ({ type: 'SubmitOutputs', at: now, run_id: 'r1', outputs: [{ call_id: 'call_client', outcome: { status: 'completed', output: 'x', text: 'x', truncated: false } }] }))
+    by('w1', ({ now }) => ({ type: 'SubmitOutputs', at: now, operation: 'op', run_id: 'r1', outputs: [{ call_id: 'call_client', outcome: { status: 'completed', output: 'x', text: 'x', truncated: false } }] }))
   )
   t.match(scene.log.filter((event) => event.type === 'tool.started').map((event) => event.call_id), ['call_client', 'call_fill'], 'one of the group is answered, and what waited for it runs')
   const then = scene.when(by('w1', ({ now }) => ({
-    type: 'Decide', at: now, run_id: 'r1', suspension_id: scene.log.findLast((event) => event.type === 'suspension.created')?.suspension_id as string,
+    type: 'Decide', at: now, operation: 'op', run_id: 'r1', suspension_id: scene.log.findLast((event) => event.type === 'suspension.created')?.suspension_id as string,
     decisions: [{ call_id: 'call_lock', decision: 'edit', arguments: { box: 'a' } }]
   })))
   t.same(then.said, ['suspension.resolved', 'run.resumed'])

@@ -9,7 +9,7 @@ t.test('docs/configuration.md has every variable of src/config.ts with its defau
   const variables = source.slice(source.indexOf('const Variables'), source.indexOf('type Variable'))
   const coded = [...variables.matchAll(/^ {2}([A-Z_]+): (.*?),?$/gm)].map(([, name = '', schema = '']) => {
     const given = /default: '([^']*)'/.exec(schema) ?? /^(?:whole|time)\(.*?(\w+)\)$/.exec(schema)
-    return [name, given?.[1]?.replaceAll('_', '') ?? (schema === 'toggle()' ? 'true' : undefined)] as const
+    return [name, given?.[1]?.replaceAll('_', '') ?? (schema === 'toggle()' || schema === 'notYet()' ? 'true' : undefined)] as const
   })
   const told = new Map<string, string>()
   for (const [, names = '', standard = ''] of read('docs/configuration.md').matchAll(/^\| ((?:`[A-Z_]+` ?)+)\| (.*?) \|/gm)) {

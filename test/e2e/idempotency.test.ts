@@ -1,7 +1,8 @@
 import type { Run } from '../../src/schemas/run.js'
 import { createClient, problemIn, type Answer, type Client } from '../support/client.js'
-import { say } from '../support/model-reply.js'
+import { call, say } from '../support/model-reply.js'
 import { redisProxy } from '../support/redis-proxy.js'
+import type { RequiredAction } from '../../src/schemas/action.js'
 import { story } from '../support/world.js'
 
 const post = (client: Client, key: string, body: unknown = { input: 'conv:a' }, headers: Record<string, string> = {}): Promise<Answer> =>
@@ -104,3 +105,64 @@ for (const [title, at] of [['F50: between commit and answer', 'answered'], ['F51
     t.equal(model.requests().length, 1)
   })
 }
+
+const locate = { kind: 'client' as const, name: 'locate', parameters: { type: 'object' } }
+
+story('F50: outputs and decisions whose answer was lost are taken once: the repeat is answered, and nothing is an orphan or decided already', async (t, world) => {
+  const { model, service, process, redis, tool } = world
+  const { client } = await service()
+  model.script('conv:a', [call({ id: 'a', name: 'locate', arguments: {} }, { id: 'b', name: 'echo', arguments: { value: 'paid' } }), say('done')])
+  const run = await client.start({ input: 'conv:a', tools: [locate, tool('echo', { approval: 'always' })] })
+  const stream = await client.open(`/runs/${run.id}/events`)
+  await stream.event('run.requires_action')
+  const { suspension_id: suspension, calls: [outside, paid] } = (await client.run(run.id)).required_action as RequiredAction
+  const posts: [path: string, body: unknown, stored: string][] = [
+    ['tool_outputs', { outputs: [{ call_id: outside?.call_id, output: 'here' }] }, 'tool.completed'],
+    ['decisions', { suspension_id: suspension, decisions: [{ call_id: paid?.call_id, decision: 'approve' }] }, 'suspension.resolved']
+  ]
+  const patient = world.watch(createClient(client.url, { patient: true }))
+  for (const [path, body, stored] of posts) {
+    const proxy = await redisProxy(t, redis.url)
+    const doomed = await process('api', { REDIS_URL: proxy.url })
+    const request = { body, headers: { 'idempotency-key': path } }
+    const cut = proxy.cut(stored, 'answered')
+    const lost = t.rejects(doomed.client.request('POST', `/runs/${run.id}/${path}`, request), 'no answer ever comes')
+    await cut
+    await doomed.kill()
+    await lost
+    t.equal((await patient.request('POST', `/runs/${run.id}/${path}`, request)).status, 200, path)
+    t.equal((await client.request('POST', `/runs/${run.id}/${path}`, request)).headers['idempotency-replayed'], 'true')
+    t.match(problemIn(await client.request('POST', `/runs/${run.id}/${path}`, { body })), { status: 409 }, 'another request is too late')
+  }
+  await stream.ended
+  t.equal((await client.run(run.id)).output, 'done')
+  const { data: orphans } = await client.get<{ data: object[] }>(`/runs/${run.id}/orphans`)
+  t.match(orphans, [{ call_id: outside?.call_id, reason: 'duplicate' }], 'of the other request alone')
+  t.equal(orphans.length, 1)
+})
+
+story('M5: a key is good for a day, also when more has happened in its conversation than the row remembers', async (t, { model, service, process, redis }) => {
+  const { client } = await service()
+  const { id: conversation } = JSON.parse((await client.request('POST', '/conversations', { body: {} })).text) as { id: string }
+  model.otherwise(() => say('done'))
+  const later = await client.start({ input: 'conv:later', conversation_id: conversation, after_seconds: 3600 })
+  const posts: [path: string, body: unknown, stored: string, status: number][] = [
+    ['/runs', { input: 'conv:first', conversation_id: conversation }, 'run.created', 201], [`/runs/${later.id}/messages`, { content: 'once' }, 'message.accepted', 202]
+  ]
+  for (const [path, body, stored] of posts) {
+    const proxy = await redisProxy(t, redis.url)
+    const doomed = await process('api', { REDIS_URL: proxy.url })
+    const cut = proxy.cut(stored, 'answered')
+    const lost = t.rejects(doomed.client.request('POST', path, { body, headers: { 'idempotency-key': path } }), 'no answer ever comes')
+    await cut
+    await doomed.kill()
+    await lost
+  }
+  for (let i = 0; i < 40; i++) t.equal((await client.request('POST', `/runs/${later.id}/messages`, { body: { content: `${i}` } })).status, 202)
+  const patient = createClient(client.url, { patient: true })
+  for (const [path, body, , status] of posts) t.match(await patient.request('POST', path, { body, headers: { 'idempotency-key': path } }), { status })
+  t.equal((await client.get<{ data: Run[] }>('/runs')).data.length, 2)
+  const { data } = await client.get<{ data: { content: string }[] }>(`/runs/${later.id}/messages`)
+  t.equal(data.filter(({ content }) => content === 'once').length, 1)
+  t.equal(data.length, 41)
+})

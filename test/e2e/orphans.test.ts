@@ -81,3 +81,18 @@ story('cancellable false: a cancelled call is left to finish, and its result is 
   t.same(told(model.requests()[1]), ['conv:a', 'rather this'])
   conversation.close()
 })
+
+story('D6: an error that a tool answers too late is an orphan as well', async (t, { model, tools, service, tool }) => {
+  const { client } = await service()
+  model.script('conv:a', [call({ name: 'hold', arguments: { key: 'k', value: 'already paid', status: 409 } }), say('yes')])
+  const { run, stream } = await begin(client, { input: 'conv:a', tools: [tool('hold', { cancellable: false })] })
+  await tools.waitFor((attempts) => attempts.length === 1)
+  await send(client, run, 'rather this')
+  tools.release('k')
+  await stream.ended
+  const conversation = await client.open(`/conversations/${run.conversation_id}/events`)
+  await conversation.event('tool.orphaned')
+  t.match((await client.get<Page>(`/runs/${run.id}/orphans`)).data, [{ reason: /^(cancelled|run_ended)$/, output: { error: { code: 'http_error', message: /409.*already paid/ } } }])
+  t.notMatch(JSON.stringify(model.requests()[1]?.body), /already paid/)
+  conversation.close()
+})

@@ -127,10 +127,14 @@ story('two processes with different INTERLOCK_PARTITIONS: the second refuses wit
   t.match(second.stderr(), /^INTERLOCK_PARTITIONS is 8, but the conversations in this Redis are spread over 16: set it to 16, or use another INTERLOCK_KEY_PREFIX\.\n$/)
 })
 
-story('what only an operator can mend is said in one line, and the process ends with code 1', async (t, { env }) => {
+story('what only an operator can mend is said in one line, and the process ends with code 1', async (t, { env, service: serve }) => {
+  const service = await serve()
   const cases: [over: Record<string, string>, says: RegExp][] = [
     [{ HOST: '0.0.0.0' }, /^HOST is "0\.0\.0\.0".*INTERLOCK_API_KEYS.*\n$/],
-    [{ INTERLOCK_LOCK_TTL_MS: 'soon' }, /^INTERLOCK_LOCK_TTL_MS is "soon"; it must be a whole number.*\n$/]
+    [{ INTERLOCK_LOCK_TTL_MS: 'soon' }, /^INTERLOCK_LOCK_TTL_MS is "soon"; it must be a whole number.*\n$/],
+    [{ PORT: new URL(service.url).port }, /^PORT is \d+, which another process listens on: end that one, or set another PORT\.\n$/],
+    [{ INTERLOCK_ALLOWED_TOOL_HOSTS: '10.0.0.0/99' }, /^[^\n]*10\.0\.0\.0\/99[^\n]*\n$/],
+    [{ INTERLOCK_MCP_SERVERS: '{bad' }, /^[^\n]*INTERLOCK_MCP_SERVERS[^\n]*\n$/]
   ]
   await Promise.all(cases.map(async ([over, says]) => {
     const child = spawnProcess(t, 'all', env(over))

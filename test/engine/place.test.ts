@@ -1,6 +1,6 @@
 import t from 'tap'
 import type { RunTool } from '../../src/core/tool.js'
-import { takePlace } from '../../src/engine/call.js'
+import { takePlace } from '../../src/engine/place.js'
 import { createFakeClock, settled } from '../support/fake-clock.js'
 
 const rate_limit = { max: 2, per_ms: 1000 }

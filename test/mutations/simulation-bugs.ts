@@ -42,7 +42,7 @@ const TEXTS: { bug: string, file: string, find: string, put: string }[] = [
   { bug: 'readers wait for each other', file: 'core/resources', find: 'if (a.effects === \'read\' && b.effects === \'read\') return false', put: 'if (a.effects === \'read\' && b.effects === \'read\' && a.holds.length === 0) return false' },
   { bug: 'max_concurrency is off by one', file: 'core/schedule', find: '(most === undefined || busy.of(call) < most)) {', put: '(most === undefined || busy.of(call) <= most)) {' },
   { bug: 'max_calls is off by one', file: 'core/batch', find: '.length >= limit\n', put: '.length > limit\n' },
-  { bug: 'rate_limit is ignored', file: 'engine/call', find: 'const ms = await limiter.reserve(name, max, perMs, held).catch(() => null)', put: 'const ms = await limiter.reserve(name, max, perMs, held).then(() => 0, () => null)' },
+  { bug: 'rate_limit is ignored', file: 'engine/place', find: 'const ms = await limiter.reserve(name, max, perMs, held).catch(() => null)', put: 'const ms = await limiter.reserve(name, max, perMs, held).then(() => 0, () => null)' },
   { bug: 'a call is tried once less', file: 'core/transition', find: 'call.attempt < retry.attempts\n', put: 'call.attempt < retry.attempts - 1\n' },
   { bug: 'the next try of a call comes at once', file: 'core/transition', find: 'retry.backoff_ms * 2 ** (call.attempt - 1)', put: '0 * retry.backoff_ms' },
   { bug: 'a reference becomes text', file: 'core/references', find: 'if (whole?.[0] === text) {', put: 'if (whole?.[0] === text && text === \'\') {' },

@@ -117,10 +117,26 @@ function arrange (calls: Called[], providerIds: string[]): void {
       seen.add(at)
     }
   }
+  const needs = (call: Called, other: Called, seen = new Set<Called>()): boolean => call.after.some((one) => {
+    if (one === other) return true
+    if (seen.has(one)) return false
+    seen.add(one)
+    return needs(one, other, seen)
+  })
+  const mayRun = (call: Called): boolean => call.rank === -1 && (call.fault !== null || call.after.every((one) => one.rank !== -1))
+  // What must not be under way at once keeps its order, but for a call that waits for the later one.
+  const isPassed = (call: Called): boolean => calls.slice(0, calls.indexOf(call)).every((one) => one.rank !== -1 || one.fault !== null || !clash(one, call) || needs(one, call))
   for (let rank = 0; rank < calls.length; rank++) {
-    const next = calls.find((call) => call.rank === -1 && (call.fault !== null || call.after.every((one) => one.rank !== -1)))
+    const next = calls.find((call) => mayRun(call) && isPassed(call)) ?? calls.find(mayRun)
     if (next !== undefined) next.rank = rank
   }
+}
+
+/** Whether two calls must not be under way at once, from what the model wrote. */
+function clash (a: Called, b: Called): boolean {
+  if (a.facts.exclusive === true || b.facts.exclusive === true) return true
+  if (a.facts.resources === undefined || b.facts.resources === undefined || (a.facts.effects === 'read' && b.facts.effects === 'read')) return false
+  return a.written.box === undefined || b.written.box === undefined || String(a.written.box) === String(b.written.box)
 }
 
 /** What a call is to be run with if nobody edits it; null: it cannot be, because what it refers to gave no such thing. */

@@ -179,7 +179,9 @@ export function judgePeople (evidence: Evidence, life: Life, wrong: string[]): v
   function judgeOrphan (event: Event, i: number): void {
     const call = calls.get(event.call_id as string)
     if (call === undefined) return blame(`I10 an orphan of ${event.call_id}, which nobody knows`)
-    const ran = executions.some((one) => one.call_id === call.id && one.result !== null && 'output' in one.result && same(one.result.output, event.output))
+    const ran = executions.some(({ call_id: id, result }) => {
+      return id === call.id && result !== null && same('output' in result ? result.output : { error: { code: result.code, message: result.message } }, event.output)
+    })
     const handed = call.outputs.some(({ request, output, isError }) => request.sent <= (times[i] as number) && same(whenLate(output, isError), event.output))
     if (!ran && !handed) blame(`I16 the orphan of ${call.id} holds what nobody gave`)
     const settled = call.settled !== null && call.settled.seq < event.seq ? call.settled : null

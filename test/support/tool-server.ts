@@ -54,7 +54,7 @@ const now = (): number => performance.timeOrigin + performance.now()
  * | `/sleep` | `ms, value` | the same, later |
  * | `/fail` | `status, message` | answers that status (500) with `{"message"}` |
  * | `/hang` | | never answers |
- * | `/hold` | `key, value` | answers after `release(key)` |
+ * | `/hold` | `key, value, status` | answers after `release(key)` |
  * | `/barrier` | `n, key, value` | answers when `n` requests wait here at the same time |
  * | `/bomb` `/gzip_bomb` | `bytes` | that many zeros, the second gzipped |
  * | `/drip` | `every_ms` | one byte at a time, without end |
@@ -97,9 +97,9 @@ export async function startToolServer (options: { port?: number, host?: string }
     },
     fail: ({ status, message }, response) => json(response, Number(status ?? 500), { message: message ?? 'failed as asked' }),
     hang: () => {},
-    hold ({ key, value }, response) {
+    hold ({ key, value, status }, response) {
       const { open, waiting } = latch(String(key ?? ''))
-      const answer = (): void => json(response, 200, value)
+      const answer = (): void => json(response, Number(status ?? 200), value)
       if (open) answer()
       else waiting.push(answer)
     },

@@ -28,6 +28,7 @@ interface Chunk { error?: unknown, object?: unknown, usage?: unknown, choices?: 
 interface Choice { index?: unknown, delta?: { content?: unknown, refusal?: unknown, tool_calls?: unknown } | null, finish_reason?: unknown }
 interface CallDelta { index?: unknown, id?: unknown, function?: { name?: unknown, arguments?: unknown } | null }
 
+/** For one answer. `onText` is handed each piece of text as it is read. */
 export function completionReader (onText: (text: string) => void): CompletionReader {
   const decoder = new StringDecoder('utf8')
   let bytesRead = 0

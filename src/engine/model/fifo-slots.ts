@@ -6,6 +6,7 @@ export interface FifoSlots {
   release: () => void
 }
 
+/** `limit`: how many hold a slot at once. */
 export function fifoSlots (limit: number): FifoSlots {
   let free = limit
   // A Set keeps the order of arrival and forgets one that gives up without looking through the others.

@@ -34,6 +34,7 @@ export interface ModelAnswer {
   usage: TokenUsage | null
 }
 
+/** Who hears an answer while it comes. */
 export interface ModelListener {
   /** Aborting closes the connection to the provider; `complete` then rejects with the signal's reason. */
   signal: AbortSignal

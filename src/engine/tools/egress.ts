@@ -110,7 +110,7 @@ function parseAllowedHosts (entries: string[]): AllowedHosts {
   const blocks: { block: [ipaddr.IPv4 | ipaddr.IPv6, number], port: number | null }[] = []
 
   for (const entry of entries) {
-    const bad = new Error(`allowed tool host ${JSON.stringify(entry)} is not a host, host:port, IP address or CIDR block`)
+    const bad = new Error(`INTERLOCK_ALLOWED_TOOL_HOSTS: ${JSON.stringify(entry)} is not a host, host:port, IP address or CIDR block`)
     if (entry.includes('/')) {
       if (!ipaddr.isValidCIDR(entry)) throw bad
       blocks.push({ block: ipaddr.parseCIDR(entry), port: null })

@@ -124,6 +124,17 @@ const DATA = new Set(['enum', 'const', 'default', 'examples'])
 interface Pattern { pattern: string, pointer: string }
 interface Survey { faults: ToolFault[], patterns: Pattern[], costly: boolean }
 
+/** Whether a pointer leads to what is no schema, and was not looked at as one. A property may have the name of such a keyword. */
+function leadsIntoData (reference: string): boolean {
+  let inMap = false
+  for (const segment of reference.split('/').slice(1)) {
+    const name = decodeURIComponent(segment.replace(/%(?![0-9a-f]{2})/gi, '%25')).replaceAll('~1', '/').replaceAll('~0', '~')
+    if (!inMap && DATA.has(name)) return true
+    inMap = !inMap && MAPS.has(name)
+  }
+  return false
+}
+
 /** Walks the keywords of a schema. Its depth and size are known to be bounded. */
 function survey (schema: Schema): Survey {
   const found: Survey = { faults: [], patterns: [], costly: false }
@@ -144,6 +155,7 @@ function survey (schema: Schema): Survey {
       if (key === '$ref' || key === '$dynamicRef' || key === '$recursiveRef') {
         found.costly = true
         if (typeof value !== 'string' || !value.startsWith('#')) found.faults.push({ pointer: at, detail: 'must refer to a part of this schema (#...)' })
+        else if (leadsIntoData(value)) found.faults.push({ pointer: at, detail: 'must refer to a schema, not into the data of enum, const, default or examples' })
       } else if (key === '$async') {
         found.faults.push({ pointer: at, detail: 'is not accepted' })
       } else if (key === 'pattern' && typeof value === 'string') {
@@ -180,8 +192,10 @@ function patternFaults (patterns: Pattern[]): ToolFault[] {
   const trial = (): void => {
     for (const { expression, pointer } of expressions) {
       tried = pointer
-      const letters = new Set([...'a0 ', ...expression.source].slice(0, 30))
-      for (const letter of letters) expression.test(`${letter.repeat(40)}\u0000`)
+      const letters = [...'a0 ', ...expression.source].slice(0, 30)
+      // Some run away on words alone: those that are written in them.
+      const words = (expression.source.match(/\w{2,12}/g) ?? []).slice(0, 10)
+      for (const part of new Set([...letters, ...words])) expression.test(`${part.repeat(40)}\u0000`)
     }
   }
   try {

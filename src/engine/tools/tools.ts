@@ -298,7 +298,7 @@ function withSecrets (servers: Map<string, McpServer>, secrets: Secrets): Map<st
     const url = new URL(server.url)
     const headers = Object.entries(server.headers).map(([header, value]) => {
       const fault = secrets.fault(value, url)
-      if (fault !== null) throw new Error(`the MCP servers setting: server ${JSON.stringify(name)}: the header ${JSON.stringify(header)} ${fault}`)
+      if (fault !== null) throw new Error(`INTERLOCK_MCP_SERVERS: server ${JSON.stringify(name)}: the header ${JSON.stringify(header)} ${fault}`)
       return [header, secrets.fill(value, url)]
     })
     return [name, { ...server, headers: Object.fromEntries(headers) as Record<string, string> }]

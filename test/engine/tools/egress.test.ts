@@ -178,6 +178,6 @@ t.test('public addresses need no permission', async (t) => {
 
 t.test('an allowed host that is none stops the start', async (t) => {
   for (const entry of ['', ' ', 'http://a.test', 'a b', 'a.test/path', '10.0.0.0/33', '10.0.0/x', 'a.test:0', 'a.test:99999', 'a.test:port', 'user@a.test', '[::1', '999.1.1.1', '*']) {
-    await t.rejects(openTools({ allowedHosts: [entry] }), { message: `allowed tool host ${JSON.stringify(entry)} is not a host, host:port, IP address or CIDR block` }, JSON.stringify(entry))
+    await t.rejects(openTools({ allowedHosts: [entry] }), { message: `INTERLOCK_ALLOWED_TOOL_HOSTS: ${JSON.stringify(entry)} is not a host, host:port, IP address or CIDR block` }, JSON.stringify(entry))
   }
 })

@@ -62,7 +62,7 @@ t.test('the servers setting', async (t) => {
 
   const wrong: [string, RegExp][] = [
     ['/nowhere/mcp.json', /^the MCP servers file \/nowhere\/mcp\.json cannot be read \(ENOENT\)/],
-    ['{"a": ', /^the MCP servers setting is not JSON: /],
+    ['{"a": ', /^INTERLOCK_MCP_SERVERS is not JSON: /],
     ['{"mcpServers": []}', /: mcpServers must be an object of servers by name$/],
     ['{"a": "npx"}', /: server "a": it must be an object with command or url$/],
     ['{"": {"command": "x"}}', /: server "": its name must have 1 to 64 characters$/],
@@ -376,6 +376,7 @@ t.test('the listing', async (t) => {
     const page = [
       tool('odd', { inputSchema: hostile, description: 7, annotations: { readOnlyHint: 'yes', idempotentHint: 1 } }),
       { name: 'bare' },
+      tool('wordy', { description: 'x'.repeat(5_000) }),
       tool('fine', { description: 'good', annotations: { readOnlyHint: true, idempotentHint: true }, outputSchema: { type: 'object', $ref: '#/nowhere' } }),
       tool('task', { execution: { taskSupport: 'required' } }),
       tool(7), tool(''), null, 'tool'
@@ -390,6 +391,7 @@ t.test('the listing', async (t) => {
     t.strictSame(await mcp.list(ref), [
       { name: 'odd', description: '', parameters: hostile, effects: 'write', idempotent: false },
       { name: 'bare', description: '', parameters: {}, effects: 'write', idempotent: false },
+      { name: 'wordy', description: 'x'.repeat(4_096), parameters: { type: 'object' }, effects: 'write', idempotent: false },
       { name: 'fine', description: 'good', parameters: { type: 'object' }, effects: 'read', idempotent: true }
     ])
   })
@@ -397,7 +399,7 @@ t.test('the listing', async (t) => {
   const endless: [string, (page: number) => object, RegExp][] = [
     ['without end', (page) => ({ tools: [], nextCursor: String(page) }), /more than 100 pages/],
     ['of too many tools', (page) => ({ tools: Array.from({ length: 300 }, (_, n) => tool(`t${page}-${n}`)), nextCursor: 'x' }), /more than 1000 tools/],
-    ['too long in all', (page) => ({ tools: [tool(`t${page}`, { description: 'x'.repeat(300_000) })], nextCursor: 'x' }), /longer than 1000000 characters/],
+    ['too long in all', (page) => ({ tools: [tool(`t${page}`, { inputSchema: { type: 'object', title: 'x'.repeat(300_000) } })], nextCursor: 'x' }), /longer than 1000000 characters/],
     ['nested too deep', () => ({ tools: [tool('a', { inputSchema: JSON.parse('{"a":'.repeat(200) + '1' + '}'.repeat(200)) as unknown })] }), /nested deeper than 100 levels/]
   ]
   for (const [title, page, message] of endless) {

@@ -73,7 +73,9 @@ t.test('S9: hostile or broken schemas are refused, with less than 200 ms of bloc
     ['remote dynamic reference', object({ a: { $dynamicRef: 'http://evil.test' } }), '/properties/a/$dynamicRef', /part of this schema/],
     ['dangling reference', object({ a: { $ref: '#/$defs/gone' } }), '', /refers to something that is not in it/],
     ['below a property named default', object({ default: { properties: { a: { $ref: 'http://evil.test' } } } }), '/properties/default/properties/a/$ref', /part of this schema/],
-    ['a reference into data', { ...object({ a: { $ref: '#/default/x' } }), default: { x: { $ref: 'http://evil.test' } } }, '', /refers to something that is not in it|cannot be compiled/],
+    ['a reference into data', { ...object({ a: { $ref: '#/default/x' } }), default: { x: { $ref: 'http://evil.test' } } }, '/properties/a/$ref', /not into the data/],
+    ['a reference to a default', { ...object({ a: { $ref: '#/default' } }), default: { type: 'string', pattern: '^(a+)+$' } }, '/properties/a/$ref', /not into the data/],
+    ['a reference into an enum, escaped', object({ b: { enum: [{ pattern: '^(a+)+$' }] }, a: { $ref: '#/properties/b/%65num/0' } }), '/properties/a/$ref', /not into the data/],
     ['answers with a promise', { ...object({}), $async: true }, '/$async', /not accepted/],
     ['answers with a promise inside', object({ a: { $async: true } }), '/properties/a/$async', /not accepted/],
     ['prototype', JSON.parse('{"type": "object", "properties": {"__proto__": {"type": "string"}}}'), '/properties/__proto__', /not accepted/],
@@ -86,7 +88,7 @@ t.test('S9: hostile or broken schemas are refused, with less than 200 ms of bloc
     ['many patterns', object({}, { patternProperties: Object.fromEntries(Array.from({ length: 101 }, (_, i) => [`^a${i}`, {}])) }), '', /more than 100 patterns/],
     ['long pattern', object({ a: { pattern: 'a'.repeat(1_001) } }), '/properties/a/pattern', /more than 1000/]
   ]
-  for (const pattern of ['^(a+)+$', '^(a*)*$', '^(a|a)*$', '^(a|aa)+$', '^([a-zA-Z]+)*$', '(\\d+)+$', '^(\\w+\\s?)*$', '^(.*)*$x', '(x+x+)+y', '^(([a-z])+.)+[A-Z]([a-z])+$', '^(\\s|\\s\\s)*$']) {
+  for (const pattern of ['^(a+)+$', '^(a*)*$', '^(a|a)*$', '^(a|aa)+$', '^([a-zA-Z]+)*$', '(\\d+)+$', '^(\\w+\\s?)*$', '^(.*)*$x', '(x+x+)+y', '^(([a-z])+.)+[A-Z]([a-z])+$', '^(\\s|\\s\\s)*$', '^(?:ab|abab)+$', '^((?:foo|bar)+)+$']) {
     cases.push([`pattern ${pattern}`, object({ fine: { pattern: '^a+$' }, a: { type: 'string', pattern } }), '/properties/a/pattern', /take for ever/])
     cases.push([`property name ${pattern}`, { type: 'object', patternProperties: { [pattern]: {} } }, `/patternProperties/${pattern.replaceAll('/', '~1')}`, /take for ever/])
   }
@@ -219,7 +221,7 @@ t.test('S9: checking that runs away is stopped, fails its call, and is not tried
   const doubling = Object.fromEntries(Array.from({ length: 30 }, (_, i) => [`d${i}`, { allOf: [{ $ref: `#/$defs/d${i + 1}` }, { $ref: `#/$defs/d${i + 1}` }] }]))
   const cases: Record<string, [schema: Schema, args: unknown]> = {
     'references that double': [object({ a: { $ref: '#/$defs/d0' } }, { $defs: { ...doubling, d30: { type: 'string' } } }), { a: 'x' }],
-    'a pattern no trial finds': [object({ a: { type: 'string', pattern: '^((?:foo|bar)+)+$' } }), { a: `${'foobar'.repeat(20)}!` }],
+    'a pattern no trial finds': [object({ a: { type: 'string', pattern: '^((?:foo\\d|bar-)+)+$' } }), { a: `${'foo1bar-'.repeat(20)}!` }],
     'a polynomial pattern': [object({ a: { type: 'string', pattern: 'a*a*a*b' } }), { a: 'a'.repeat(50_000) }],
     'unique items': [object({ a: { type: 'array', uniqueItems: true } }), { a: Array.from({ length: 30_000 }, (_, i) => ({ x: { y: i } })) }]
   }

@@ -205,7 +205,7 @@ t.test('S13: the headers of a configured MCP server name secrets too; where one 
   t.teardown(() => tools.close())
   t.match((await tools.listings()).find(({ name }) => name === 'look'), { description: 'for [secret TOKEN]', server: 'crm' })
   t.equal(server.requests[0]?.headers.authorization, `Bearer ${value}`)
-  await t.rejects(openTools({ secrets, mcpServers: servers('Bearer {{secret.OTHER}}') }), { message: 'the MCP servers setting: server "crm": the header "authorization" names the secret OTHER, which this server does not have; its operator sets INTERLOCK_SECRETS' })
+  await t.rejects(openTools({ secrets, mcpServers: servers('Bearer {{secret.OTHER}}') }), { message: 'INTERLOCK_MCP_SERVERS: server "crm": the header "authorization" names the secret OTHER, which this server does not have; its operator sets INTERLOCK_SECRETS' })
 })
 
 t.test('S13: a secret at the place where an error text is cut leaves no part of it', async (t) => {

@@ -1,9 +1,11 @@
-import { exceeds, jsonValue, MAX_JSON_DEPTH } from '../json.js'
+import { cut, exceeds, jsonValue, MAX_JSON_DEPTH } from '../json.js'
 import { ToolError } from '../tool.js'
 import type { McpListing } from './mcp.js'
 
 const MAX_PAGES = 100
 const MAX_TOOLS = 1_000
+/** As long as a declared tool's. It is stored with the run and sent with every LLM call. */
+const MAX_DESCRIPTION_CHARS = 4_096
 
 /** All tools of a server, by a function that brings the page for a cursor. Rejects with a ToolError on a list without a reasonable end. */
 export async function allTools (page: (cursor: string | undefined) => Promise<Record<string, unknown>>, maxChars: number): Promise<McpListing[]> {
@@ -29,7 +31,7 @@ function listing (tool: unknown): McpListing[] {
   if (typeof name !== 'string' || name === '' || property(execution, 'taskSupport') === 'required') return []
   return [{
     name,
-    description: typeof description === 'string' ? description : '',
+    description: typeof description === 'string' ? cut(description, MAX_DESCRIPTION_CHARS) : '',
     parameters: (inputSchema ?? {}) as Record<string, unknown>,
     effects: property(annotations, 'readOnlyHint') === true ? 'read' : 'write',
     idempotent: property(annotations, 'idempotentHint') === true

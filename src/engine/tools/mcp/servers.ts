@@ -20,7 +20,7 @@ const RESERVED_HEADERS = new Set([
  */
 export function parseMcpServers (setting: string): Map<string, McpServer> {
   const inline = setting.trimStart().startsWith('{')
-  const source = inline ? 'the MCP servers setting' : `the MCP servers file ${setting}`
+  const source = inline ? 'INTERLOCK_MCP_SERVERS' : `the MCP servers file ${setting}`
   const whole = parsed(inline ? setting : fileText(setting), source)
   const wrapped = isObject(whole) && Object.hasOwn(whole, 'mcpServers')
   const servers = wrapped ? whole.mcpServers : whole
