@@ -189,10 +189,27 @@ try {
     let open = 0
     const sampler = setInterval(() => { peak = Math.max(peak, residentBytes(service.pid)) }, 50)
     const started = performance.now()
-    const seen = await Promise.all(Array.from({ length: count }, async () => must(await run(service.origin, body('0x0@3000', null), { onOpen: () => { open++ } }))))
+    // A few at a time: it is about what those that wait take, not about a crowd at the door.
+    let next = 0
+    const seen: Seen[] = []
+    const begin = async (): Promise<void> => {
+      const ended: Promise<void>[] = []
+      while (next++ < count) {
+        await new Promise<void>((resolve, reject) => {
+          const over = run(service.origin, body('0x0@10000', null), { onOpen: () => {
+            open++
+            resolve()
+          } }).then((one) => { seen.push(must(one)) })
+          over.catch(reject)
+          ended.push(over)
+        })
+      }
+      await Promise.all(ended)
+    }
+    await Promise.all(Array.from({ length: 20 }, begin))
     clearInterval(sampler)
     const each = (peak - before) / count / 1024
-    title(`${count} idle streaming runs, LLM answers after 3 s`)
+    title(`${count} idle streaming runs, LLM answers after 10 s`)
     figure('all ended after', ms(performance.now() - started))
     figure('first event', p(seen.map((one) => one.first_event)))
     figure('memory per run (peak growth)', `${each.toFixed(0)} KB (${open} open)`, each <= 120, '<= 120 KB')
