@@ -3,7 +3,7 @@ import { deliver } from './delivery.js'
 import { appendWaiting, emit, nextFence, type Draft } from './draft.js'
 import { endRun } from './ending.js'
 import type { CallError, Usage } from './run.js'
-import { placeable, startable } from './schedule.js'
+import { awaited, placeable, startable } from './schedule.js'
 import { isOpen, type ActiveRun, type CallState } from './state.js'
 import { expire, resolve, resume, suspend } from './suspension.js'
 import { concludeTurn, dueTurn } from './turn.js'
@@ -54,10 +54,16 @@ const RULES: Rule[] = [
     const phase = openBatch(draft)
     const run = draft.state.run as ActiveRun
     if (phase === null || run.final === null || run.policy.on_final_answer !== 'cancel') return false
-    const open = phase.calls.filter(isOpen)
-    if (open.length > 0 && phase.suspension !== null) resolve(draft, run, phase, 'superseded')
-    for (const call of open) cancelCall(draft, run, phase, call, 'final_answer')
-    return open.length > 0
+    const { final } = run
+    const at = phase.calls.findIndex((call) => call.id === final.call_id)
+    // One that was asked for before it, and waits for nobody, may yet be the first that succeeds (H3).
+    const mayCount = (call: CallState, i: number) => {
+      return i < at && call.name === run.policy.final_answer_tool && call.status !== 'suspended' && awaited(call) === null
+    }
+    const over = phase.calls.filter((call, i) => isOpen(call) && !mayCount(call, i))
+    if (over.length > 0 && phase.suspension !== null) resolve(draft, run, phase, 'superseded')
+    for (const call of over) cancelCall(draft, run, phase, call, 'final_answer')
+    return over.length > 0
   },
 
   /** What refers to a call that gave no output will not run (E11). */

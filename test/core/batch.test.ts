@@ -378,6 +378,17 @@ t.test('H3: of two final answers the first in request order counts, however they
   }
 })
 
+t.test('H2, H3: with cancel a final answer stops its siblings, but for one before it that may yet be the first', async (t) => {
+  const cancelling = { policy: { ...withFinal.policy, on_final_answer: 'cancel' as const } }
+  for (const [last, answer] of [[result('a', 'first'), 'first'], [failure('a'), 'second']] as const) {
+    const scene = given(start(cancelling), work(), by('w1', ask(final('a'), final('b'), call('c'), final('d'))))
+    t.strictSame(scene.when(by('w1', result('b', 'second'))).said, ['tool.completed b', 'tool.cancelled c', 'tool.cancelled d'])
+    const { said, events } = scene.when(by('w1', last))
+    t.strictSame(said.slice(1), ['batch.completed', 'run.completed'])
+    t.match(events.at(-1), { output: answer })
+  }
+})
+
 t.test('H3, H5: a final answer that failed is passed over', async (t) => {
   const scene = given(start(withFinal), work(), ask(final('a', { fault }), final('b')), result('b', 'second'))
   t.match(scene.log.at(-1), { type: 'run.completed', output: 'second' })

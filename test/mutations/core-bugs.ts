@@ -39,6 +39,7 @@ export const CORE_BUGS: { bug: string, find: string, put: string }[] = [
   { bug: 'the last of two final answers counts', find: 'index(call.id) < index(run.final.call_id)', put: 'index(call.id) > index(run.final.call_id)' },
   { bug: 'fail_run fails a run that has its final answer', find: 'run.final === null && first !== undefined', put: 'first !== undefined' },
   { bug: 'fail_run is ignored', find: 'run.policy.on_error === \'fail_run\'', put: 'run.policy.on_error === null' },
+  { bug: 'on_final_answer cancel stops a final answer that may yet be the first', find: 'isOpen(call) && !mayCount(call, i)', put: 'isOpen(call)' },
   { bug: 'fail_run names the failures in request order', find: 'call.status === \'failed\').sort((a, b) => a.settled - b.settled)', put: 'call.status === \'failed\')' },
 
   // Ends and cancellations

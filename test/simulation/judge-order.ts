@@ -40,7 +40,10 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
     }
     // What one commit brings is published at once: behind it, whatever may start has.
     if (times[i + 1] !== times[i] && open !== null) judgeWaiting(open, event.seq)
-    if (times[i + 1] !== times[i] && open !== null && final?.batch === open.id) {
+    const ended = final
+    const earlier = ended === null ? [] : open?.calls.slice(0, open.calls.indexOf(ended)) ?? []
+    const mayCount = earlier.some((one) => one.name === 'final_answer' && !isSettled(one, event.seq))
+    if (times[i + 1] !== times[i] && open !== null && final?.batch === open.id && !mayCount) {
       blame(`E8 the batch of ${final.id} goes on although that was the final answer`)
       final = null
     }
