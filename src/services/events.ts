@@ -12,9 +12,11 @@ import type { Caller, CursorFault, EventCursor, EventSource, LiveItem, LiveOptio
 /** Events read from the log at once. */
 const PAGE = 200
 
-/** Signals held for a reader that is slower than they come, and characters in them. Beyond that it reads them from the log when it gets there. */
+/**
+ * Signals held for a reader that is slower than they come. Beyond that it reads them from the log when it gets there. By number, not by size: all readers of
+ * a process hold the same texts, and each that had to read for itself would hold its own.
+ */
 const HELD = 256
-const HELD_CHARS = 4_000_000
 
 /** A reader that was not woken for this long looks by itself: a lost wake-up costs time, never an event. Milliseconds. */
 const LOOK_MS = 15_000
@@ -26,12 +28,6 @@ const AWAY_MS = 500
 function unlessGone (error: unknown): null {
   if (error instanceof ProblemError && error.code === 'not_found') return null
   throw error
-}
-
-/** What holding a signal takes. */
-function charsOf (signal: Signal): number {
-  if (signal.kind === 'events') return signal.events.reduce((sum, { json }) => sum + json.length, 0)
-  return signal.kind === 'delta' ? signal.json.length : 0
 }
 
 /** What part of a conversation's log is asked for. */
@@ -112,16 +108,11 @@ export function createEventService (context: Context): Services['events'] {
     for (const event of head) yield { kind: 'event', event }
     const after = head.at(-1) ?? from
     const held: Signal[] = []
-    let heldChars = 0
     let wake: () => void = () => { /* nobody waits yet */ }
     const abort = () => wake()
     const hear = (one: Signal) => {
-      held.push(one)
-      heldChars += charsOf(one)
-      if (held.length > HELD || heldChars > HELD_CHARS) {
-        held.splice(0, held.length, { kind: 'gap' })
-        heldChars = 0
-      }
+      if (held.length >= HELD) held.splice(0, held.length, { kind: 'gap' })
+      else held.push(one)
       wake()
     }
     signal.addEventListener('abort', abort)
@@ -238,7 +229,6 @@ export function createEventService (context: Context): Services['events'] {
 
       while (!signal.aborted && !ended) {
         const next = held.shift()
-        heldChars -= next === undefined ? 0 : charsOf(next)
         if (next === undefined) {
           if (await pause(LOOK_MS)) held.push({ kind: 'gap' })
           continue
