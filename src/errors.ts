@@ -152,4 +152,4 @@ export const queueFull = (limit: number) => new ProblemError('queue_full', `No m
 export const tooManyStreams = (retryAfterSeconds: number) => new ProblemError('too_many_streams', 'Close streams that are no longer read, or read pages with "Accept: application/json".', { retry_after_s: retryAfterSeconds })
 /** The request changed nothing, or nobody knows whether it did: repeat it with the same Idempotency-Key. */
 export const unavailable = (options?: ErrorOptions) => new ProblemError('unavailable', 'Something this service needs does not answer. Send the request again, with the same Idempotency-Key if it has one.', { retry_after_s: 1 }, options)
-export const internal = (options?: ErrorOptions) => new ProblemError('internal', 'Send the request again, with the same Idempotency-Key if it has one; the error was logged under the id in "instance".', {}, options)
+export const internal = (options?: ErrorOptions) => new ProblemError('internal', 'The error was logged under the id in "instance": tell it to the operator of this server.', {}, options)

@@ -54,7 +54,7 @@ export function completeCall (draft: Draft, run: ActiveRun, phase: BatchPhase, c
     return
   }
   const { output, text, truncated } = outcome
-  settleCall(draft, run, phase, call, 'completed', { output: truncated ? text : output, ...(truncated && { truncated }) }, { output, ...brought(operation) }, text)
+  settleCall(draft, run, phase, call, 'completed', { output: truncated ? text : output, ...(truncated && { truncated }) }, { output, operation }, text)
   for (const one of phase.calls.filter(isOpen)) {
     for (const [written, id] of Object.entries(one.after)) {
       if (id === call.id) fillIn(draft, phase, one, written, output)
@@ -91,15 +91,13 @@ export function failCall (
   draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, error: CallError, text = JSON.stringify({ error }), operation?: string
 ): void {
   call.error = error
-  settleCall(draft, run, phase, call, 'failed', { error }, { error, ...brought(operation) }, text)
+  settleCall(draft, run, phase, call, 'failed', { error }, { error, operation }, text)
 }
-
-const brought = (operation: string | undefined): { operation?: string } => operation === undefined ? {} : { operation }
 
 /** Settles a call: its event, its record, and the message that enters the ledger when the batch closes (`text`; null: none). */
 function settleCall (
   draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, status: Extract<CallStatus, 'completed' | 'failed' | 'cancelled'>,
-  told: Record<string, unknown>, kept: { output?: unknown, error?: CallError, reason?: string, operation?: string }, text: string | null
+  told: Record<string, unknown>, kept: { output?: unknown, error?: CallError, reason?: string, operation?: string | undefined }, text: string | null
 ): void {
   const duration = call.started_at === null ? 0 : draft.now - call.started_at
   call.status = status

@@ -42,14 +42,16 @@ export function keepOrphan (draft: Draft, command: KeepOrphan): Refusal | null {
   })
   const text = JSON.stringify({ call_id: id, run_id: command.run_id, turn, name, reason, orphaned_at: iso(draft.now), output })
   put(draft, docNames.orphan(id), text)
-  const others = state.orphans.filter((one) => one.call_id !== id)
-  let chars = 0
-  const kept = others.reverse().filter((one, i) => {
-    chars += one.chars
-    return i + 1 < MAX_ORPHANS && chars <= MAX_ORPHAN_CHARS
-  }).reverse()
-  forget(draft, others.filter((one) => !kept.includes(one)).map((one) => one.call_id))
-  state.orphans = [...kept, { call_id: id, run_id: command.run_id, at: draft.now, cause, chars: text.length }]
+  state.orphans = state.orphans.filter((one) => one.call_id !== id)
+  let chars = state.orphans.reduce((sum, one) => sum + one.chars, 0)
+  const gone: string[] = []
+  for (const one of state.orphans) {
+    if (state.orphans.length - gone.length < MAX_ORPHANS && chars <= MAX_ORPHAN_CHARS) break
+    gone.push(one.call_id)
+    chars -= one.chars
+  }
+  forget(draft, gone)
+  state.orphans.push({ call_id: id, run_id: command.run_id, at: draft.now, cause, chars: text.length })
   return null
 }
 

@@ -112,7 +112,8 @@ export function inTheWay (order: CallState[], i: number): CallState[] {
   return order.filter((call, j) => j !== i && isOpen(call) && (j < i || isBusy(call)) && conflict(holderOf(call), own))
 }
 
-function holderOf ({ rules, holds }: CallState): Holder {
+/** What a call holds, and how. */
+export function holderOf ({ rules, holds }: Pick<CallState, 'rules' | 'holds'>): Holder {
   return { effects: rules.effects, exclusive: rules.exclusive === true, holds }
 }
 

@@ -10,6 +10,7 @@ import { attachOrphan, discardOrphan, forgetOldOrphans, keepOrphan } from './orp
 import { arrange } from './references.js'
 import { mend, repair } from './repair.js'
 import { conflict, fillResources, type Holder } from './resources.js'
+import { holderOf } from './schedule.js'
 import { settle } from './settle.js'
 import { decide, submitOutputs } from './suspension.js'
 import type { ActiveRun, BatchPhase, CallState, QueuedRun, State, TurnPhase } from './state.js'
@@ -168,9 +169,7 @@ function completeTurn (draft: Draft, command: CompleteTurn): Refusal | null {
   }
   const batch: BatchPhase = { type: 'batch', turn: phase.turn, id: command.batch_id, cause: 0, started_at: command.at, calls: [], suspension: null, suspensions: 0, filled: 0 }
   batch.cause = emit(draft, run, 'batch.started', { turn: phase.turn, batch_id: batch.id, caused_by: [completed] }, { calls })
-  const holders = command.calls.map(({ rules, arguments: args }): Holder => {
-    return { effects: rules.effects, exclusive: rules.exclusive === true, holds: fillResources(rules.resources ?? [], args) }
-  })
+  const holders = command.calls.map(({ rules, arguments: args }) => holderOf({ rules, holds: fillResources(rules.resources ?? [], args) }))
   const places = arrange(command.calls, (a, b) => command.calls[a]?.fault === null && conflict(holders[a] as Holder, holders[b] as Holder))
   batch.calls = command.calls.map((call, i): CallState => ({
     id: call.call_id,

@@ -3,8 +3,15 @@ import type { Receipt } from '../core/messages.js'
 import type { State } from '../core/state.js'
 import { messageDelivered, notFound, queueFull, runEnded, versionConflict } from '../errors.js'
 import type { PostedMessage } from '../schemas/message.js'
+import type { Store } from '../store/store.js'
 import { answering, conversationOf, rowOf, type Context } from './context.js'
 import type { Caller, Services } from './services.js'
+
+/** What the sender of a message was told. Null: there is no such message. */
+export async function readReceipt (store: Store, conversation: string, messageId: string): Promise<Receipt | null> {
+  const [receipt] = await store.docs(conversation, [docNames.receipt(messageId)])
+  return receipt == null ? null : JSON.parse(receipt) as Receipt
+}
 
 /** Messages to a run in progress. */
 export function createMessageService (context: Context): Services['messages'] {
@@ -22,8 +29,7 @@ export function createMessageService (context: Context): Services['messages'] {
   /** Why a message cannot be changed: it was delivered or withdrawn, or there never was one. */
   async function gone (caller: Caller, conversation: string, runId: string, messageId: string): Promise<Error> {
     const { state } = await rowOf(context, caller, conversation)
-    const [receipt] = await store.docs(conversation, [docNames.receipt(messageId)])
-    if (receipt == null) return notFound('message')
+    if (await readReceipt(store, conversation, messageId) === null) return notFound('message')
     return state.run?.id === runId || state.queue.some((run) => run.id === runId) ? messageDelivered(messageId) : runEnded(runId, conversation)
   }
 
@@ -33,9 +39,8 @@ export function createMessageService (context: Context): Services['messages'] {
       const messageId = `msg_${caller.operation}`
       const delay = body.after_seconds ?? 0
       const at = clock.now()
-      const receiptOf = async (): Promise<Receipt | null> => JSON.parse((await store.docs(conversation, [docNames.receipt(messageId)]))[0] ?? 'null') as Receipt | null
       // The row remembers the last operations only; what this one was told is there for good.
-      const before = caller.repeated === true ? await receiptOf() : null
+      const before = caller.repeated === true ? await readReceipt(store, conversation, messageId) : null
       if (before !== null) return before
       const { refusal } = await executed.execute(conversation, {
         type: 'PostMessage',
@@ -56,7 +61,7 @@ export function createMessageService (context: Context): Services['messages'] {
         if (run === undefined) throw runEnded(runId, conversation)
         throw queueFull(run.limits.max_queued_messages)
       }
-      const receipt = await receiptOf()
+      const receipt = await readReceipt(store, conversation, messageId)
       if (receipt === null) throw versionConflict()
       return receipt
     }),

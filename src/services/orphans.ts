@@ -1,11 +1,11 @@
 import { docNames, iso } from '../core/draft.js'
-import type { Receipt } from '../core/messages.js'
 import { ORPHAN_TTL_MS } from '../core/orphans.js'
 import type { Orphan as Kept, State } from '../core/state.js'
 import { forModel } from '../engine/tools/output.js'
 import { notFound, versionConflict } from '../errors.js'
 import type { Orphan } from '../schemas/action.js'
 import { answering, conversationOf, rowOf, type Context } from './context.js'
+import { readReceipt } from './messages.js'
 import type { Services } from './services.js'
 
 /** Results that came too late: to see, to discard, or to hand to the model after all. */
@@ -49,9 +49,9 @@ export function createOrphanService (context: Pick<Context, 'store' | 'executed'
         }, { claim: 'local' })
         if (refusal === 'not_found') throw notFound('orphan')
       }
-      const [receipt] = await store.docs(conversation, [docNames.receipt(messageId)])
-      if (receipt == null) throw versionConflict()
-      return JSON.parse(receipt) as Receipt
+      const receipt = await readReceipt(store, conversation, messageId)
+      if (receipt === null) throw versionConflict()
+      return receipt
     })
   }
 }

@@ -2,7 +2,7 @@ import { join } from 'node:path'
 import { problemIn } from '../support/client.js'
 import { call, delayed, latch, say } from '../support/model-reply.js'
 import { begin, send, told } from '../support/schedule-http.js'
-import { story } from '../support/world.js'
+import { story, type World } from '../support/world.js'
 
 const env = { INTERLOCK_TOOLS_DIR: join(import.meta.dirname, '../support/tools') }
 const deaf = { kind: 'module' as const, name: 'deaf_sleep' }
@@ -66,9 +66,10 @@ story('a result that comes after the run has ended belongs to the conversation; 
   conversation.close()
 })
 
-story('cancellable false: a cancelled call is left to finish, and its result is an orphan', async (t, { model, tools, service, tool }) => {
+/** The orphans of a run whose call was cancelled and left to finish: with what `answer` has its tool say then. */
+async function leftToFinish ({ model, tools, service, tool }: World, answer: object): Promise<Page['data']> {
   const { client } = await service()
-  model.script('conv:a', [call({ name: 'hold', arguments: { key: 'k', value: 'paid' } }), say('yes')])
+  model.script('conv:a', [call({ name: 'hold', arguments: { key: 'k', ...answer } }), say('yes')])
   const { run, stream } = await begin(client, { input: 'conv:a', tools: [tool('hold', { cancellable: false })] })
   await tools.waitFor((attempts) => attempts.length === 1)
   await send(client, run, 'rather this')
@@ -76,23 +77,19 @@ story('cancellable false: a cancelled call is left to finish, and its result is 
   await stream.ended
   const conversation = await client.open(`/conversations/${run.conversation_id}/events`)
   await conversation.event('tool.orphaned')
-  t.match((await client.get<Page>(`/runs/${run.id}/orphans`)).data, [{ output: 'paid' }])
+  conversation.close()
+  return (await client.get<Page>(`/runs/${run.id}/orphans`)).data
+}
+
+story('cancellable false: a cancelled call is left to finish, and its result is an orphan', async (t, world) => {
+  const { model, tools } = world
+  t.match(await leftToFinish(world, { value: 'paid' }), [{ output: 'paid' }])
   t.equal(tools.attempts[0]?.aborted, false)
   t.same(told(model.requests()[1]), ['conv:a', 'rather this'])
-  conversation.close()
 })
 
-story('D6: an error that a tool answers too late is an orphan as well', async (t, { model, tools, service, tool }) => {
-  const { client } = await service()
-  model.script('conv:a', [call({ name: 'hold', arguments: { key: 'k', value: 'already paid', status: 409 } }), say('yes')])
-  const { run, stream } = await begin(client, { input: 'conv:a', tools: [tool('hold', { cancellable: false })] })
-  await tools.waitFor((attempts) => attempts.length === 1)
-  await send(client, run, 'rather this')
-  tools.release('k')
-  await stream.ended
-  const conversation = await client.open(`/conversations/${run.conversation_id}/events`)
-  await conversation.event('tool.orphaned')
-  t.match((await client.get<Page>(`/runs/${run.id}/orphans`)).data, [{ reason: /^(cancelled|run_ended)$/, output: { error: { code: 'http_error', message: /409.*already paid/ } } }])
-  t.notMatch(JSON.stringify(model.requests()[1]?.body), /already paid/)
-  conversation.close()
+story('D6: an error that a tool answers too late is an orphan as well', async (t, world) => {
+  const orphans = await leftToFinish(world, { value: 'already paid', status: 409 })
+  t.match(orphans, [{ reason: /^(cancelled|run_ended)$/, output: { error: { code: 'http_error', message: /409.*already paid/ } } }])
+  t.notMatch(JSON.stringify(world.model.requests()[1]?.body), /already paid/)
 })

@@ -25,7 +25,7 @@ export const GUARDS: Bug[] = [
   { bug: 'results are matched by position', file: 'src/core/transition.ts', edits: [['const call = run.phase.calls.find((one) => one.id === callId)\n  if (call === undefined || call.status', 'const call = run.phase.calls.find((one) => one.status === \'running\')\n  if (call === undefined || call.status']], by: 'simulation' },
   { bug: 'a late result is linked', file: 'src/core/orphans.ts', edits: [
     ['import { docNames, drop, emit,', 'import { append, docNames, drop, emit,'],
-    ['  const others = ', '  append(draft, [JSON.stringify({ id: `msg_${id}`, role: \'user\', content: command.text, turn, run_id: command.run_id, created_at: iso(draft.now) })])\n  const others = ']
+    ['  put(draft, docNames.orphan(id), text)\n', '  put(draft, docNames.orphan(id), text)\n  append(draft, [JSON.stringify({ id: `msg_${id}`, role: \'user\', content: command.text, turn, run_id: command.run_id, created_at: iso(draft.now) })])\n']
   ], by: 'simulation' },
   // People
   { bug: 'approvals are raised before they are durable', file: 'src/store/memory-store.ts', edits: [

@@ -40,10 +40,7 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
     }
     // What one commit brings is published at once: behind it, whatever may start has.
     if (times[i + 1] !== times[i] && open !== null) judgeWaiting(open, event.seq)
-    const ended = final
-    const earlier = ended === null ? [] : open?.calls.slice(0, open.calls.indexOf(ended)) ?? []
-    const mayCount = earlier.some((one) => one.name === 'final_answer' && !isSettled(one, event.seq))
-    if (times[i + 1] !== times[i] && open !== null && final?.batch === open.id && !mayCount) {
+    if (times[i + 1] !== times[i] && open !== null && final?.batch === open.id && !mayBePreceded(open, final, event.seq)) {
       blame(`E8 the batch of ${final.id} goes on although that was the final answer`)
       final = null
     }
@@ -53,6 +50,11 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
   /** Settled by an event up to `seq`. */
   function isSettled (call: Called, seq: number): boolean {
     return call.settled !== null && call.settled.seq <= seq
+  }
+
+  /** Whether a final answer that was asked for before it may yet be the one that counts. */
+  function mayBePreceded ({ calls }: Batch, final: Called, seq: number): boolean {
+    return calls.slice(0, calls.indexOf(final)).some((one) => one.name === 'final_answer' && !isSettled(one, seq))
   }
 
   function judgeStart (batch: Batch, call: Called, seq: number): void {
