@@ -34,6 +34,15 @@ for (const { when, steps, reason } of rows) {
   })
 }
 
+t.test('D5: large orphans make room for newer ones: ten million characters are kept beside the newest', async (t) => {
+  const scene = given(...begun, by('w1', answer('done')))
+  const large = (name: string) => late(name, { output: 'x'.repeat(4_000_000) })
+  for (const name of ['a', 'b', 'c']) scene.given(large(name))
+  t.strictSame(kept(scene), ['a', 'b', 'c'].map((name) => docNames.orphan(`call_${name}`)))
+  scene.given(large('d'))
+  t.strictSame(kept(scene), ['b', 'c', 'd'].map((name) => docNames.orphan(`call_${name}`)), 'and of the oldest nothing is left')
+})
+
 t.test('D5: a conversation keeps its last fifty orphans, each for a week', async (t) => {
   const scene = given(...begun, by('w1', answer('done')))
   for (let i = 0; i < 60; i++) scene.given(late(`n${i}`), pass(1000))
