@@ -21,7 +21,7 @@ t.test(`N7: ${SEEDS} seeds: whatever is lost, late, repeated or killed, every in
   for (let seed = 1; seed <= SEEDS; seed++) {
     const evidence = await simulate(seed)
     const wrong = judge(evidence)
-    if (wrong.length > 0) t.fail(`seed ${seed}: ${wrong[0]}`, { again: `npx tsx test/simulation/simulate.ts --seed ${seed}`, wrong })
+    if (wrong.length > 0) t.fail(`seed ${seed}: ${wrong[0]}`, { again: `npm run simulate -- --seed ${seed}`, wrong })
     for (const { kind } of evidence.struck) seen.faults.add(kind)
     for (const { action, outcome, refusal } of evidence.requests) {
       if (action.do === 'decide' && outcome === 'accepted') for (const { decision } of action.body.decisions) if (decision !== 'reject') seen.approved++
