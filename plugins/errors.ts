@@ -16,6 +16,11 @@ export default fp(async (app) => {
   app.setErrorHandler((error: FastifyError | ProblemError, request, reply) => {
     const problem = problemOf(error, request)
     if (problem.code === 'internal') request.log.error({ ...requestFacts(request), error: errorFacts(error) }, 'request failed')
+    // That Redis is away, its connection has said; what it objects to, nobody else says.
+    const { cause } = problem
+    if (problem.code === 'unavailable' && cause instanceof Error && cause.name === 'ReplyError') {
+      request.log.warn({ ...requestFacts(request), error: errorFacts(cause) }, 'Redis refused a command')
+    }
     return send(problem, request, reply)
   })
 

@@ -130,7 +130,7 @@ export const suspensionResolved = (suspensionId: string, how: string, callIds: s
 export const callSettled = (how: string, callIds: string[]) => new ProblemError('call_settled', `${callIds.join(', ')}: ${how}.`, { call_ids: callIds })
 /** `advice` says what would fit. */
 export const notRepairable = (advice: string, runIds: string[]) => new ProblemError('not_repairable', advice, { run_ids: runIds })
-export const conversationExists = (conversationId: string) => new ProblemError('conversation_exists', 'Choose another id, or post a run to this conversation.', { conversation_id: conversationId })
+export const conversationExists = (conversationId: string) => new ProblemError('conversation_exists', 'Choose another id, or post a run to this conversation if it is yours.', { conversation_id: conversationId })
 export const idempotencyInProgress = () => new ProblemError('idempotency_in_progress', 'The first request with this Idempotency-Key has no answer yet. Send it again a little later.', { retry_after_s: 1 })
 export const versionConflict = () => new ProblemError('version_conflict', 'Others kept changing the conversation at the same moment. Send the request again.', { retry_after_s: 1 })
 export const eventsTrimmed = (firstSeq: number) => new ProblemError('events_trimmed', `Events before ${firstSeq} are no longer kept. Read the conversation and its messages, then go on from there.`, { first_seq: firstSeq })
@@ -141,6 +141,9 @@ export const headersTooLarge = () => new ProblemError('headers_too_large', 'Send
 export const unsupportedMediaType = () => new ProblemError('unsupported_media_type', 'Send the body as "Content-Type: application/json", in UTF-8, without a content encoding.')
 export const validationFailed = (errors: FieldError[]) => new ProblemError('validation_failed',
   errors.length === 1 ? 'One field is wrong; "errors" says which.' : `${errors.length} fields are wrong; "errors" lists them.`, { errors })
+export const noCursor = () => validationFailed([
+  { in: 'query', pointer: '/cursor', detail: 'is no cursor of this list: send a next_cursor back unchanged, with the same filters' }
+])
 /** `path` lists the items of the cycle; dropping `suggestion` breaks it. */
 export const planCycle = (path: string[], suggestion: { item: string, dependency: string }) => new ProblemError('plan_cycle',
   `The items ${path.join(' → ')} wait for each other. Drop the dependency of ${suggestion.item} on ${suggestion.dependency}.`, { path, suggestion })

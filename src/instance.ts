@@ -40,8 +40,11 @@ export class StartError extends Error {
 
 export interface Instance {
   services: Services
-  /** Resolves when everything works, however long Redis takes; with false when it was stopped before. Rejects with a `StartError` when it never will. */
-  ready: Promise<boolean>
+  /**
+   * Takes work from now on. Resolves when everything works, however long Redis takes; with false when it was stopped before. Rejects with a `StartError`
+   * when it never will.
+   */
+  start: () => Promise<boolean>
   /** Resolves when this process is of no use any more and should end, to be started again. */
   broken: Promise<void>
   /** Takes no more work, finishes what it can in the grace time and hands over the rest. Requests are still answered. */
@@ -179,7 +182,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
     }
   }
 
-  const ready = (async () => {
+  const start = async (): Promise<boolean> => {
     await Promise.all(connections.map(whenReady))
     if (isStopping()) return false
     await untilAnswered(shared.look)
@@ -190,7 +193,10 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
     if (engine !== null) {
       const own = engine
       await untilAnswered(() => own.start())
-      if (isStopping()) return false
+      if (isStopping()) {
+        await own.stop(0)
+        return false
+      }
       workers = startWorkers(own, hints, {
         connect: () => line('worker'),
         prefix: keys.queuePrefix,
@@ -208,13 +214,8 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
     }
     state = 'working'
     return true
-  })().catch((error: unknown) => {
-    // Stopping closes the connections that were waited for.
-    if (state === 'stopping') return false
-    throw error
-  })
-  // Until somebody waits for it, a refusal is not unhandled: it is heard when they do.
-  ready.catch(() => {})
+  }
+  let starting: Promise<boolean> | undefined
 
   let draining: Promise<void> | undefined
   const drain = () => {
@@ -224,7 +225,11 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
 
   return {
     services,
-    ready,
+    start: () => starting ??= start().catch((error: unknown) => {
+      // Stopping closes the connections that were waited for.
+      if (isStopping()) return false
+      throw error
+    }),
     broken,
     drain,
     async stop () {
@@ -247,6 +252,9 @@ async function fixPartitions (redis: Connection, key: string, partitions: number
   }
 }
 
+/** The model of runs that name none, where OpenAI itself answers. */
+const OPENAI_MODEL = 'gpt-5-mini'
+
 interface Provider {
   connection: { apiKey: string, baseUrl: string }
   /** The model of runs that name none. */
@@ -257,12 +265,14 @@ interface Provider {
 
 /** The provider of the settings, or the built-in scripted model behind the same protocol. */
 async function openProvider ({ model }: Config, roles: Roles, log: Log): Promise<Provider> {
+  const close = async () => { /* nothing of ours */ }
   if (model.apiKey !== undefined || model.baseUrl !== undefined) {
     const connection = { apiKey: model.apiKey ?? 'none', baseUrl: model.baseUrl ?? 'https://api.openai.com/v1' }
-    return { connection, model: model.name ?? null, list: () => listModels(connection), close: async () => { /* nothing of ours */ } }
+    return { connection, model: model.name ?? (model.baseUrl === undefined ? OPENAI_MODEL : null), list: () => listModels(connection), close }
   }
   if (!roles.worker) {
-    return { connection: { apiKey: 'none', baseUrl: '' }, model: model.name ?? 'scripted', list: async () => ['scripted'], close: async () => { /* nothing was opened */ } }
+    log.info({}, 'no OPENAI_API_KEY here: runs that name no model are for the built-in scripted model; if workers have a key, set the same here')
+    return { connection: { apiKey: 'none', baseUrl: '' }, model: model.name ?? 'scripted', list: async () => ['scripted'], close }
   }
   const scripted = await startScriptedModel()
   log.info({}, 'no OPENAI_API_KEY: the built-in scripted model answers')

@@ -29,9 +29,7 @@ export async function runProcess (roles: Roles & { api: boolean }): Promise<void
       logger: log,
       ...(!roles.api && { routes: 'operations' as const })
     })
-    const address = await app.listen({ host: config.http.host, port }).catch((error: NodeJS.ErrnoException) => {
-      throw cannotListen(error, config.http.host, roles.api ? 'PORT' : 'INTERLOCK_WORKER_PORT', port)
-    })
+    // From here on a signal finds somebody who gives back what has been taken; work is taken when nothing can fail any more.
     let isBroken = false
     const onSecondSignal = (signal: string) => log.warn({ signal }, 'told a second time: ending at once; what runs is taken up when its signs of life have lapsed')
     const { close } = closeWithGrace({ delay: config.graceMs + 10_000, logger: log, onSecondSignal }, async ({ err: error }) => {
@@ -45,8 +43,11 @@ export async function runProcess (roles: Roles & { api: boolean }): Promise<void
       isBroken = true
       return close()
     }, () => { /* it never rejects */ })
+    const address = await app.listen({ host: config.http.host, port }).catch((error: NodeJS.ErrnoException) => {
+      throw cannotListen(error, config.http.host, roles.api ? 'PORT' : 'INTERLOCK_WORKER_PORT', port)
+    })
     log.info({ address, roles }, 'listening')
-    if (await instance.ready) log.info({ address }, 'ready')
+    if (await instance.start()) log.info({ address }, 'ready')
   } catch (error) {
     if (!(error instanceof ConfigError || error instanceof StartError)) throw error
     process.stderr.write(`${error.message}\n`)

@@ -19,7 +19,7 @@ t.test('O1: an empty environment gives the documented defaults', async (t) => {
     logLevel: 'info',
     http: { host: '127.0.0.1', port: 3000, workerPort: 0, apiKeys: [] },
     redis: { url: undefined, dataDir: resolve('.interlock'), serverBin: undefined, keyPrefix: 'il', partitions: 16, profile: 'fast' },
-    model: { apiKey: undefined, baseUrl: undefined, name: undefined, concurrency: 0, timeoutMs: 60_000, idleMs: 60_000, attempts: 4 },
+    model: { apiKey: undefined, baseUrl: undefined, name: undefined, concurrency: 0, timeoutMs: 120_000, idleMs: 120_000, attempts: 4 },
     worker: { lockTtlMs: 10_000, sweepMs: 1000, stalledMs: 10_000, watchdogMs: 30_000, turnConcurrency: 64, toolConcurrency: 256, localCalls: 8 },
     graceMs: 10_000,
     tools: { allowedHosts: [], dir: undefined, secrets: undefined, signingSecret: undefined, mcpServers: undefined },

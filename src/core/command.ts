@@ -82,6 +82,8 @@ export interface RetryTurn extends Timed {
   delay_ms: number
   /** Go on with the next of the run's models. */
   next_model: boolean
+  /** The provider was asked and failed: one of the model's tries is used up. */
+  tried: boolean
   usage: TokenCount | null
 }
 
@@ -226,6 +228,8 @@ export interface Lapse extends Timed {
   fence: number | null
   /** Lost calls. Those that are started again say their arguments once more. */
   calls: { call_id: string, attempt: number, arguments: Record<string, unknown> }[]
+  /** Their worker ends in good order and lets go of them: that is no loss. */
+  handed_over?: true
 }
 
 /** Row and ledger were found to disagree before an LLM call, or the transcript had to be repaired. */

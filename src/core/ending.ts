@@ -12,6 +12,8 @@ export function endRun (draft: Draft, run: ActiveRun, status: EndStatus, causedB
   const { state } = draft
   const { phase } = run
   const why = end.reason ?? end.stop_reason ?? status
+  const workers = phase.type === 'turn' ? [phase.worker] : phase.calls.map((call) => isOpen(call) ? call.worker : null)
+  const busy = [...new Set(workers.filter((worker) => worker !== null))]
   let causes = causedBy
   if (phase.type === 'turn') {
     abortWorker(draft, phase.worker, phase.fence, [], why)
@@ -36,6 +38,7 @@ export function endRun (draft: Draft, run: ActiveRun, status: EndStatus, causedB
     error: end.error ?? null,
     stop_reason: end.stop_reason ?? null,
     reason: end.reason ?? null,
+    ...(busy.length > 0 && { workers: busy }),
     last_seq: state.seq,
     turn: run.turns === 0 ? null : state.turn,
     turns: run.turns,

@@ -175,7 +175,7 @@ function generationOf (waitedMs: number, leaseMs: number): string {
  * When somebody has to look at this conversation again even if nothing happens: the sweep finds it by this time. Null when nothing is
  * going on.
  * - claimed work: when its worker's life sign, if it died this moment, has run out
- * - work nobody has claimed: soon, and then ever more rarely, in case its job was lost
+ * - work nobody has claimed: soon, then ever more rarely, and every three leases at last, in case its job was lost
  * - a retry, a call's place under a rate limit, a scheduled run, a delayed message, a suspension that expires, the run's own timeout: at their time
  */
 export function dueAt (state: State, now: number, { leaseMs, sweepMs }: { leaseMs: number, sweepMs: number }): number | null {
@@ -192,7 +192,7 @@ export function dueAt (state: State, now: number, { leaseMs, sweepMs }: { leaseM
       const waited = Math.max(0, now - since)
       // Not past the moment from which a sweep may take it up itself (`isOverdue`).
       const overdue = waited < leaseMs ? Math.max(since + leaseMs, now + 1) : Infinity
-      return Math.min(Math.max(since, now) + Math.max(sweepMs, waited / 2), overdue)
+      return Math.min(Math.max(since, now) + Math.max(sweepMs, Math.min(waited / 2, 3 * leaseMs)), overdue)
     }
     if (run.phase.type === 'turn') {
       const { worker, ready_at: readyAt } = run.phase

@@ -208,7 +208,6 @@ const RULES: Rule[] = [
       phase.caused_by = [emit(draft, run, 'run.started', { caused_by: phase.caused_by }, {})]
     }
     phase.attempt++
-    phase.tries++
     // From here on it may have to be paid for, whatever becomes of it.
     run.usage.llm_calls++
     phase.worker = executor.worker

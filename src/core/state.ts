@@ -97,7 +97,7 @@ export interface TurnPhase {
   turn: number
   /** How often it was tried; 0 before `turn.started`. */
   attempt: number
-  /** Tries with the present model, and which of `models` that is. */
+  /** How often the provider failed with the present model, and which of `models` that is. */
   tries: number
   model: number
   /** How many workers died over it. */
@@ -224,6 +224,8 @@ export interface RunEnd {
   error: RunError | null
   stop_reason: StopReason | null
   reason: string | null
+  /** Who was at work for it, and was told to stop; left out: nobody. */
+  workers?: string[]
   /** `seq` of its terminal event. */
   last_seq: number
   /** Its newest turn, and how many it had. */

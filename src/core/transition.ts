@@ -132,6 +132,7 @@ function retryTurn (draft: Draft, command: RetryTurn): Refusal | null {
   const held = heldTurn(draft.state, command.fence)
   if (held === null) return 'stale'
   count(held.run, command.usage)
+  if (command.tried) held.phase.tries++
   if (command.next_model && held.phase.model + 1 < held.run.models.length) {
     held.phase.model++
     held.phase.tries = 0

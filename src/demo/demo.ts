@@ -158,11 +158,11 @@ async function request (client: Client, { sampleUrl, model, provider }: DemoServ
   }
 }
 
-/** A server of one's own often has just one model, and then needs no OPENAI_MODEL. */
+/** OpenAI has a default model; a server of one's own often has just one, and then needs no OPENAI_MODEL. */
 async function onlyModel (client: Client, provider: string): Promise<string> {
-  const { data } = await client.get<{ data: { id: string }[] }>('/models')
-  const [first] = data
-  if (data.length === 1 && first !== undefined) return first.id
+  const { data } = await client.get<{ data: { id: string, default: boolean }[] }>('/models')
+  const only = data.find((model) => model.default) ?? (data.length === 1 ? data[0] : undefined)
+  if (only !== undefined) return only.id
   const known = data.slice(0, 8).map((model) => model.id).join(', ')
   throw new DemoError(`Which model of ${provider} shall answer? Set OPENAI_MODEL${known === '' ? '' : `, for example to one of: ${known}`}.`)
 }

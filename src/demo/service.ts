@@ -23,9 +23,6 @@ export interface DemoService {
 /** What the demo takes from its environment. Everything else is its own, so that a `.env` for `npm start` cannot break it. */
 const TAKEN = ['REDIS_URL', 'REDIS_SERVER_BIN', 'OPENAI_API_KEY', 'OPENAI_BASE_URL', 'OPENAI_MODEL'] as const
 
-/** The model of a demo on OpenAI itself that names none. */
-const OPENAI_MODEL = 'gpt-5-mini'
-
 /** Milliseconds within which a Redis that is named in REDIS_URL must answer. */
 const PATIENCE_MS = 15_000
 
@@ -59,11 +56,10 @@ export async function startService (closers: (() => unknown)[], note: (line: str
   })
   const instance = await openInstance(config, { worker: true }, log)
   closers.push(instance.stop)
-  instance.ready.catch(() => { /* awaited below, unless something else fails first */ })
   const app = await buildApp({ services: instance.services, config: { apiKeys: [], host: config.http.host }, logger: log.child({}, { level: 'warn' }) })
   closers.push(() => app.close())
   const url = await app.listen({ host: config.http.host, port: 0 })
-  await within(instance.ready, PATIENCE_MS, 'Redis does not answer: start the one that REDIS_URL names, or unset REDIS_URL and the demo starts its own.')
+  await within(instance.start(), PATIENCE_MS, 'Redis does not answer: start the one that REDIS_URL names, or unset REDIS_URL and the demo starts its own.')
 
   const usesProvider = apiKey !== undefined || baseUrl !== undefined
   return {
@@ -71,7 +67,7 @@ export async function startService (closers: (() => unknown)[], note: (line: str
     sampleUrl: sample.url,
     redis: config.redis.url === undefined ? 'a private Redis in a temporary folder' : 'the Redis of REDIS_URL',
     provider: usesProvider ? new URL(baseUrl ?? 'https://api.openai.com').host : null,
-    model: usesProvider && baseUrl === undefined ? name ?? OPENAI_MODEL : name ?? null,
+    model: name ?? null,
     complaints
   }
 }

@@ -26,6 +26,15 @@ export interface Engine extends Executed {
   load: () => { turns: number, calls: number }
 }
 
+/**
+ * What part of the time that a sign of life holds may lie between two of ours before we doubt those of others: had Redis been away for less, nobody's could
+ * have run out.
+ */
+const DOUBT = 2 / 3
+
+/** Into how many parts a renewal's time is cut, to show a sign of life again that could not be shown. */
+const BEAT_TRIES = 10
+
 /** Milliseconds that handing over what could not be finished may take, when the store does not answer. */
 const HAND_OVER_MS = 2000
 
@@ -35,11 +44,17 @@ export function createEngine (deps: EngineDeps): Engine {
   let open = false
   /** When the sign of life was last shown. */
   let beaten = clock.now()
+  /**
+   * From when on a sign of life that is not there says that its worker is gone. Where none could be shown for a while, because Redis was away, the living
+   * come back together with us: they have the time of one renewal.
+   */
+  let signsCountFrom = 0
   /** Commits under way that may claim work. */
   const arriving = new Set<Promise<unknown>>()
   let unlisten = () => { /* not listening yet */ }
-  /** Shows no more signs of life. */
+  /** Puts off the next sign of life for ever. */
   let rest = () => { /* none has been shown yet */ }
+  let rested = false
 
   const performer: Performer = {
     room (conversation, claim, taken): Omit<Executor, 'worker'> {
@@ -102,20 +117,23 @@ export function createEngine (deps: EngineDeps): Engine {
       })
       return
     }
-    // Whoever asked for a stop may wait for it.
-    const announce = () => feed.announce(conversation, settings.worker).catch(() => { /* nobody may be waiting */ })
-    void work.abort(conversation, note.fence, note.call_ids, note.reason).then(announce)
+    if (note.type === 'report') {
+      const announce = () => feed.announce(conversation, note.run_id, settings.worker).catch(() => { /* who waits does not wait for ever */ })
+      return void work.over(conversation, note.run_id).then(announce)
+    }
+    work.abort(conversation, note.fence, note.call_ids, note.reason)
   }
 
-  /** Gives up claims whose worker is gone, and lets time do what it has to do. */
-  async function lapse (conversation: string, lost: Claim[]): Promise<void> {
+  /** Gives up claims whose worker is gone, or goes, and lets time do what it has to do. */
+  async function lapse (conversation: string, lost: Claim[], handedOver = false): Promise<void> {
     const calls = lost.filter((claim) => claim.call_id !== null) as (Claim & { call_id: string })[]
     const args = calls.length === 0 ? null : await readArguments(store, conversation, calls.map((claim) => claim.call_id))
     await execute(conversation, {
       type: 'Lapse',
       at: clock.now(),
       fence: lost.find((claim) => claim.fence !== null)?.fence ?? null,
-      calls: calls.map(({ call_id, attempt }) => ({ call_id, attempt, arguments: args?.get(call_id) ?? {} }))
+      calls: calls.map(({ call_id, attempt }) => ({ call_id, attempt, arguments: args?.get(call_id) ?? {} })),
+      ...(handedOver && { handed_over: true })
     })
   }
 
@@ -127,7 +145,8 @@ export function createEngine (deps: EngineDeps): Engine {
     const claims = claimsOf(before.state)
     const workers = [...new Set(claims.map((claim) => claim.worker))]
     const left = new Map((await presence.left(workers)).map((ms, i) => [workers[i] as string, ms]))
-    await lapse(conversation, claims.filter((claim) => left.get(claim.worker) === 0))
+    const isLost = (worker: string) => worker !== settings.worker && left.get(worker) === 0 && clock.now() >= signsCountFrom
+    await lapse(conversation, claims.filter((claim) => isLost(claim.worker)))
     const found = await store.load(conversation)
     const now = clock.now()
     // A job that nobody has taken for so long may be lost, or nobody can take jobs: then nothing must depend on it.
@@ -141,7 +160,8 @@ export function createEngine (deps: EngineDeps): Engine {
     const alive = new Set(claimsOf(row.state).map((claim) => claim.worker))
     // A claim is looked at again when its worker's sign, as it stands now, will have run out.
     const signs = [...alive].flatMap((worker) => left.get(worker) ?? [])
-    await store.postpone(conversation, row, signs.length > 0 ? Math.min(due, now + Math.min(...signs) + 1) : due)
+    const next = Math.max(now + Math.min(...signs) + 1, signsCountFrom)
+    await store.postpone(conversation, row, signs.length > 0 ? Math.min(due, next) : due)
     for (const worker of alive) await feed.tell(worker, { type: 'check', conversation })
   }
 
@@ -149,8 +169,16 @@ export function createEngine (deps: EngineDeps): Engine {
     const since = beaten
     await presence.beat(settings.worker, settings.leaseMs)
     beaten = clock.now()
+    if (beaten - since >= DOUBT * settings.leaseMs) signsCountFrom = beaten + settings.leaseMs / 3
     // The sign had lapsed, and our claims with it: others may have them by now.
     if (beaten - since >= settings.leaseMs) await work.recheck()
+  }
+
+  /** Shows signs of life from now on, three in the time that one holds; one that could not be shown, as soon as it can. */
+  function beatAfter (ms: number): void {
+    rest = clock.after(ms, () => {
+      beat().then(() => settings.leaseMs / 3, () => settings.leaseMs / 3 / BEAT_TRIES).then((next) => { if (!rested) beatAfter(next) })
+    })
   }
 
   return {
@@ -158,13 +186,11 @@ export function createEngine (deps: EngineDeps): Engine {
 
     async start () {
       await beat()
+      // What was before us we have not seen: Redis may just have come back.
+      signsCountFrom = beaten + settings.leaseMs / 3
       unlisten = await feed.listen(settings.worker, take)
       open = true
-      const renew = () => {
-        rest = clock.after(settings.leaseMs / 3, renew)
-        beat().catch(() => { /* tried again soon; if the sign lapses, so do our claims */ })
-      }
-      rest = clock.after(settings.leaseMs / 3, renew)
+      beatAfter(settings.leaseMs / 3)
     },
 
     async advance (conversation) {
@@ -182,6 +208,8 @@ export function createEngine (deps: EngineDeps): Engine {
     },
 
     async sweep () {
+      // Before others are judged by theirs.
+      if (open && clock.now() - beaten >= DOUBT * settings.leaseMs) await beat()
       const now = clock.now()
       const due = await store.takeDue(now, now + settings.leaseMs, 256)
       await Promise.all(due.map((conversation) => lookAt(conversation).catch((error: Error) => {
@@ -203,11 +231,12 @@ export function createEngine (deps: EngineDeps): Engine {
       const handOver = Promise.all(work.conversations().map(async (conversation) => {
         const row = await store.load(conversation).catch(() => null)
         const ours = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker)
-        if (ours.length > 0) await lapse(conversation, ours).catch(() => { /* the sweep of another worker does it */ })
+        if (ours.length > 0) await lapse(conversation, ours, true).catch(() => { /* the sweep of another worker does it */ })
       }))
       await Promise.race([handOver, new Promise<void>((resolve) => { timer = clock.after(HAND_OVER_MS, resolve) })])
       timer()
       work.close()
+      rested = true
       rest()
       unlisten()
       await presence.leave(settings.worker).catch(() => { /* it lapses */ })

@@ -186,7 +186,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
         batch.forEach((pending, i) => pending.resolve({ refusal: outcomes[i]?.refusal ?? null, row: actor.row ?? null, events: [], effects: [] }))
         return
       }
-      const token = ids.next()
+      const token = `${settings.worker}.${ids.next()}`
       const events = changes.flatMap((change) => change.events)
       const commit: Commit = {
         conversation,

@@ -1,5 +1,5 @@
 import { toUSVString } from 'node:util'
-import type { Command, ModelCall, TokenCount } from '../core/command.js'
+import type { Command, ModelCall, RetryTurn, TokenCount } from '../core/command.js'
 import { checkLedger, checkState } from '../core/check.js'
 import type { Message } from '../core/message.js'
 import type { RunError } from '../core/run.js'
@@ -48,7 +48,7 @@ export async function performTurn (
     const run = row.state.run as ActiveRun
     const [lease, ledger, spec] = await Promise.all([taking, deps.ledger.read(conversation, row), deps.spec(conversation, run.id)])
     if (lease !== null) return { command: spec === null ? null : await ask(deps, task, { lease, ledger, spec }, report), release: lease.release }
-    const command = signal.aborted ? null : retry(deps, fence, 'lease_busy', deps.settings.leaseMs / 2, false, null)
+    const command = signal.aborted ? null : retry(deps, fence, 'lease_busy', deps.settings.leaseMs / 2)
     return { command, release: () => { /* no lease was taken */ } }
   } catch (error) {
     // Whatever went wrong: a lease that was taken, or still comes, must not be kept.
@@ -97,7 +97,7 @@ async function ask (
   } catch (error) {
     deltas.end()
     if (signal.aborted || stop.signal.aborted) return null
-    if (lease.signal.aborted) return retry(deps, fence, 'lease_lost', 0, false, null)
+    if (lease.signal.aborted) return retry(deps, fence, 'lease_lost', 0)
     return failed(deps, run, phase, fence, error)
   }
 }
@@ -160,13 +160,13 @@ function failed (deps: TurnDeps, run: ActiveRun, phase: TurnPhase, fence: number
     return fail(deps, fence, 'internal', 'the LLM call failed inside Interlock; its log has the reason', true, null)
   }
   deps.log.warn({ run_id: run.id, turn: phase.turn, attempt: phase.attempt, code: error.code, status: error.status }, 'LLM call failed')
-  const wait = Math.max(error.retryAfterMs ?? 0, backoff(phase.tries, deps.random()))
-  if (error.retryable && phase.tries < deps.settings.modelAttempts && wait <= LONGEST_WAIT_MS) {
-    return retry(deps, fence, error.code, wait, false, error.usage)
-  }
-  if (error.retryable && phase.model + 1 < run.models.length) return retry(deps, fence, error.code, 0, true, error.usage)
-  const tried = phase.attempt > 1 ? ` (after ${phase.attempt} attempts)` : ''
-  return fail(deps, fence, error.code, error.message + tried, error.retryable, error.usage)
+  const tries = phase.tries + 1
+  const wait = Math.max(error.retryAfterMs ?? 0, backoff(tries, deps.random()))
+  const tried = { tried: true, usage: error.usage }
+  if (error.retryable && tries < deps.settings.modelAttempts && wait <= LONGEST_WAIT_MS) return retry(deps, fence, error.code, wait, tried)
+  if (error.retryable && phase.model + 1 < run.models.length) return retry(deps, fence, error.code, 0, { ...tried, next_model: true })
+  const often = phase.attempt > 1 ? ` (after ${phase.attempt} attempts)` : ''
+  return fail(deps, fence, error.code, error.message + often, error.retryable, error.usage)
 }
 
 /** Milliseconds before the next try: 0.5, 1, 2 … 30 s, of which half is chance. */
@@ -175,8 +175,8 @@ export function backoff (tries: number, random: number): number {
   return Math.round(full / 2 + random * full / 2)
 }
 
-function retry (deps: TurnDeps, fence: number, reason: string, delayMs: number, nextModel: boolean, usage: TokenCount | null): Command {
-  return { type: 'RetryTurn', at: deps.clock.now(), fence, reason, delay_ms: delayMs, next_model: nextModel, usage }
+function retry (deps: TurnDeps, fence: number, reason: string, delayMs: number, what: Partial<Pick<RetryTurn, 'tried' | 'next_model' | 'usage'>> = {}): Command {
+  return { type: 'RetryTurn', at: deps.clock.now(), fence, reason, delay_ms: delayMs, next_model: false, tried: false, usage: null, ...what }
 }
 
 function fail (deps: TurnDeps, fence: number, code: string, message: string, retryable: boolean, usage: TokenCount | null): Command {

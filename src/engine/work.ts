@@ -45,11 +45,13 @@ export interface ClaimedWork {
   /** Goes on with what was put back when its time has come, without waiting for a sweep. */
   wakeAfter: (conversation: string, ms: number) => void
   /** Keeps track of another piece of work until it is over. Work must not throw; if it does, that is logged. */
-  track: (conversation: string, work: () => Promise<void>) => void
+  track: (conversation: string, work: () => Promise<void>) => Promise<void>
   /** Whether a claim is worked on here. */
   isKnown: (conversation: string, claim: Claim) => boolean
-  /** Stops a turn, or calls; null and none: nothing. Resolves when nothing of what the conversation has here is left. */
-  abort: (conversation: string, fence: number | null, callIds: string[], reason: string) => Promise<void>
+  /** Stops a turn, or calls; null and none: nothing. */
+  abort: (conversation: string, fence: number | null, callIds: string[], reason: string) => void
+  /** Resolves when nothing of this run is at work here. */
+  over: (conversation: string, runId: string) => Promise<void>
   /**
    * Ends work whose claim is gone: whoever was stopped or cut off for a while has not heard that it was given up. What is claimed here stands in the row
    * before the work begins, so a row that is read later decides.
@@ -68,12 +70,18 @@ export interface ClaimedWork {
 /** A result that was paid for is worth waiting for the store. Milliseconds. */
 const PATIENT_MS = 24 * 3_600_000
 
-/** A claim being worked on. It stays known until its result is stored; `over` once it takes up no room any more. */
+/** A claim being worked on. It stays known until its result is stored, and `done` resolves; `over` once it takes up no room any more. */
 interface Work {
+  run_id: string
   abort: AbortController
   over: boolean
+  done: Promise<void>
   /** It is left to finish also when it is given up. */
   uncancellable?: true
+}
+
+function newWork (runId: string, uncancellable?: true): Work {
+  return { run_id: runId, abort: new AbortController(), over: false, done: Promise.resolve(), ...(uncancellable && { uncancellable }) }
 }
 
 /** What this worker does for one conversation. */
@@ -109,7 +117,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     return desk
   }
 
-  function track (conversation: string, work: () => Promise<void>): void {
+  function track (conversation: string, work: () => Promise<void>): Promise<void> {
     const desk = deskOf(conversation)
     const task = work().catch((error: Error) => {
       // A store that is away is no error of ours.
@@ -119,6 +127,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
       if (desk.tasks.size === 0) desks.delete(conversation)
     })
     desk.tasks.add(task)
+    return task
   }
 
   /** Commits what a worker has to say, however long the store is away. Null: it was refused; otherwise the row as it is then. */
@@ -135,7 +144,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
       if (!work.over) running[kind]--
       work.over = true
     }
-    track(conversation, async () => {
+    work.done = track(conversation, async () => {
       try {
         await perform(finished)
       } finally {
@@ -147,7 +156,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
 
   function startTurn (conversation: string, row: Row, { turn, attempt, fence }: Extract<Effect, { type: 'call_model' }>): void {
     const desk = deskOf(conversation)
-    const work: Work = { abort: new AbortController(), over: false }
+    const work = newWork((row.state.run as ActiveRun).id)
     // Whoever holds an older fence here works for nothing, and keeps the lease from this one: the note that says so may come late.
     for (const older of desk.turns.values()) older.abort.abort(new Error('superseded'))
     desk.turns.set(fence, work)
@@ -204,7 +213,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     const reading = missing.length === 0 ? Promise.resolve(known) : readArguments(reads, conversation, missing)
     for (const { call_id, attempt: claimed } of calls) {
       const state = phase.calls.find((call) => call.id === call_id) as CallState
-      const work: Work = { abort: new AbortController(), over: false, ...(state.rules.uncancellable && { uncancellable: true }) }
+      const work = newWork(run.id, state.rules.uncancellable)
       desk.calls.set(call_id, work)
       begin(conversation, 'calls', work, async (finished) => {
         const [args, prepared] = await Promise.all([reading, spec(conversation, run.id)])
@@ -288,11 +297,14 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     wakeAfter,
     track,
     isKnown,
-    async abort (conversation, fence, callIds, reason) {
+    abort (conversation, fence, callIds, reason) {
       const desk = desks.get(conversation)
       if (fence !== null) desk?.turns.get(fence)?.abort.abort(new Error(reason))
       for (const id of callIds) desk?.calls.get(id)?.abort.abort(new Error(reason))
-      await Promise.all(desk?.tasks ?? [])
+    },
+    async over (conversation, runId) {
+      const desk = desks.get(conversation)
+      await Promise.all([...desk?.turns.values() ?? [], ...desk?.calls.values() ?? []].filter((work) => work.run_id === runId).map((work) => work.done))
     },
     recheck,
     conversations: () => [...desks.keys()],

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { validationFailed } from '../errors.js'
+import { noCursor } from '../errors.js'
 
 /**
  * Cursors are opaque and belong to one list: `scope` says which (tenant, address, filters). One of another list is refused instead of
@@ -13,7 +13,7 @@ export function fromCursor (scope: string[], cursor: string | undefined): string
   if (cursor === undefined) return undefined
   const text = Buffer.from(cursor, 'base64url').toString()
   if (!text.startsWith(mark(scope)) || toCursor(scope, text.slice(MARK)) !== cursor) {
-    throw validationFailed([{ in: 'query', pointer: '/cursor', detail: 'is no cursor of this list: send a next_cursor back unchanged, with the same filters' }])
+    throw noCursor()
   }
   return text.slice(MARK)
 }

@@ -69,7 +69,12 @@ async function describePersistence (server: Redis, aofEnabled: string | undefine
   if (aofEnabled !== '1') return { refusal: `Redis has appendonly no, but the profile durable needs appendonly yes and appendfsync always: ${remedy}`, warnings: [] }
   const setting = await permitted(server.config('GET', 'appendfsync')) as string[] | undefined
   if (setting?.[1] === undefined) return { warnings: ['Redis does not let us read its appendfsync: check by hand that it is always, as the profile durable needs.'] }
-  if (setting[1] === 'always') return { warnings: [] }
+  if (setting[1] === 'always') {
+    // While it rewrites its file it would not wait for the disk then, whatever appendfsync says.
+    const paused = await permitted(server.config('GET', 'no-appendfsync-on-rewrite')) as string[] | undefined
+    if (paused?.[1] !== 'yes') return { warnings: [] }
+    return { refusal: 'Redis has no-appendfsync-on-rewrite yes, but the profile durable needs it to wait for the disk always: set it to no, or INTERLOCK_PROFILE to fast.', warnings: [] }
+  }
   return { refusal: `Redis has appendfsync ${setting[1]}, but the profile durable needs appendonly yes and appendfsync always: ${remedy}`, warnings: [] }
 }
 

@@ -19,7 +19,7 @@ export const SeedMessage = Type.Union([
 export type SeedMessage = Static<typeof SeedMessage>
 
 export const CreateConversation = Type.Object({
-  id: Type.Optional(Type.String({ pattern: CONVERSATION_ID, description: 'A name of your own choosing. Absent: one is minted.' })),
+  id: Type.Optional(Type.String({ pattern: CONVERSATION_ID, description: 'A name of your own choosing; no two conversations of a server have the same, also of different tenants. Absent: one is minted.' })),
   messages: Type.Optional(Type.Array(SeedMessage, { maxItems: 1000, description: 'What was said before. A system message only as the first.' })),
   metadata: Type.Optional(Metadata)
 }, {
@@ -58,7 +58,7 @@ export const WaitingFor = Type.Object({
 /** Which of the histories of Redis this is read from. */
 export const Epoch = Type.Integer({
   minimum: 1,
-  description: '1 on a fresh Redis; greater when it was restarted or failed over since, because what it had acknowledged may be lost then. Within one epoch `version` and `last_seq` never go back, and a `seq` names one content.'
+  description: '1 on a fresh Redis; greater when it was restarted or failed over since, because what it had acknowledged may be lost then, and when a conversation of this name was deleted before. Within one epoch `version` and `last_seq` never go back, and a `seq` names one content.'
 })
 
 export const Conversation = Type.Object({

@@ -28,9 +28,12 @@ const end = {
 }
 const Run = { run_seq: Type.Integer({ minimum: 1, description: 'Counts the events of the run, without a gap.' }), run_id: RunId }
 
-const event = (type: EventType, description: string, data: TProperties) => Type.Object({
+/** For what can happen to a conversation while no run is active, or after the run it belonged to. */
+const MaybeRun = { run_seq: Type.Optional(Run.run_seq), run_id: Type.Optional(RunId) }
+
+const event = (type: EventType, description: string, data: TProperties, run: typeof Run | typeof MaybeRun = Run) => Type.Object({
   seq: Type.Integer({ minimum: 1, description: 'Counts the events of the conversation, without a gap.' }),
-  ...Run,
+  ...run,
   type: Type.Literal(type),
   conversation_id: ConversationId,
   time: Time,
@@ -69,7 +72,7 @@ export const events = {
   'tool.cancelled': event('tool.cancelled', 'A call was stopped, or never started.', { ...call, ...duration, reason: Type.String() }),
   'tool.orphaned': event('tool.orphaned', 'A result came after its call was settled. It is kept for you, and the model is not told.', {
     ...call, reason: OrphanReason, output: Type.Unknown(), truncated: Type.Optional(Type.Literal(true))
-  }),
+  }, MaybeRun),
   'suspension.created': event('suspension.created', 'Calls wait for a person or the client, and nothing else of the batch can go on without them.', {
     ...batch, suspension_id: Type.String(), kind: SuspensionKind, calls: Type.Array(SuspendedCall), expires_at: Type.Union([Time, Type.Null()])
   }),
@@ -78,11 +81,13 @@ export const events = {
   }),
   'message.accepted': event('message.accepted', 'A message for the run is stored: it will appear in the ledger exactly once.', {
     ...message, mode: Type.String(), receipt: Type.Enum(['interrupted', 'queued', 'scheduled']), content: Content, due_at: Type.Optional(Time), edited: Type.Optional(Type.Literal(true))
-  }),
-  'message.delivered': event('message.delivered', 'A message entered the ledger, in front of this turn.', message),
-  'message.superseded': event('message.superseded', 'A message was overtaken by another before the model saw it.', message),
-  'message.withdrawn': event('message.withdrawn', 'A message was taken back before the model saw it.', message),
-  'conversation.recovered': event('conversation.recovered', 'Something in the conversation was not as it should be and was mended, or an operator stepped in.', { ...turn, detail: Type.Unknown() })
+  }, MaybeRun),
+  'message.delivered': event('message.delivered', 'A message entered the ledger, in front of this turn.', message, MaybeRun),
+  'message.superseded': event('message.superseded', 'A message was overtaken by another before the model saw it.', message, MaybeRun),
+  'message.withdrawn': event('message.withdrawn', 'A message was taken back before the model saw it.', message, MaybeRun),
+  'conversation.recovered': event('conversation.recovered', 'Something in the conversation was not as it should be and was mended, or an operator stepped in.', {
+    turn: message.turn, lane: message.lane, detail: Type.Unknown()
+  }, MaybeRun)
 } satisfies Record<EventType, TSchema>
 
 export const Event = Type.Union(Object.values(events), { title: 'Event', description: 'A fact of the log, the same bytes on every read. Ignore types and fields you do not know.' })

@@ -2,7 +2,7 @@ import { docNames, iso } from '../core/draft.js'
 import type { LedgerCall } from '../core/message.js'
 import type { CallError, CallStatus } from '../core/run.js'
 import type { CallState, RunEnd } from '../core/state.js'
-import { notFound } from '../errors.js'
+import { noCursor, notFound } from '../errors.js'
 import type { Call } from '../schemas/run.js'
 import type { Row, Store } from '../store/store.js'
 import type { Page } from './services.js'
@@ -33,6 +33,7 @@ export async function listCalls (
   const batches = await store.docs(conversation, turns.map(docNames.batch))
   const ids = batches.flatMap((json) => json === null ? [] : (JSON.parse(json) as BatchDoc).calls)
   const from = cursor === undefined ? 0 : ids.indexOf(cursor) + 1
+  if (cursor !== undefined && from === 0) throw noCursor()
   const page = ids.slice(from, from + limit)
   const data = await readCalls(store, conversation, row, page)
   return { data, next_cursor: from + limit < ids.length ? page.at(-1) ?? null : null }

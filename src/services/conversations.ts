@@ -1,6 +1,6 @@
 import type { NewMessage } from '../core/command.js'
 import type { Message } from '../core/message.js'
-import { conversationExists, notFound, unavailable, validationFailed, type FieldError } from '../errors.js'
+import { conversationExists, noCursor, notFound, unavailable, validationFailed, type FieldError } from '../errors.js'
 import type { Ids } from '../engine/ports.js'
 import type { SeedMessage } from '../schemas/conversation.js'
 import { answering, rowOf, type Context } from './context.js'
@@ -43,6 +43,7 @@ export function createConversationService (context: Context): Services['conversa
     messages: (caller, id, { cursor, limit }) => answering(async () => {
       const { state } = await rowOf(context, caller, id)
       const from = cursor === undefined ? 0 : Number(cursor)
+      if (!Number.isSafeInteger(from) || from < 0) throw noCursor()
       const data = (await store.ledger(id, from, limit)).map((json) => JSON.parse(json) as Message)
       const next = from + data.length
       return { data, next_cursor: next < state.messages ? String(next) : null }

@@ -1,5 +1,6 @@
 import { docNames } from '../core/draft.js'
 import { TERMINAL } from '../core/event.js'
+import type { RunEnd } from '../core/state.js'
 import { notFound, runActive, validationFailed } from '../errors.js'
 import type { Run } from '../schemas/run.js'
 import { partitionSuffix } from '../store/keys.js'
@@ -19,7 +20,7 @@ const STOP_WAIT_MS = 15_000
 
 /** Runs: created, read, listed, cancelled, waited for. */
 export function createRunService (context: Context): Services['runs'] {
-  const { store, feed, keys, executed, clock } = context
+  const { store, feed, presence, keys, executed, clock } = context
 
   /** Resolves with what `done` makes of a signal, or with null after `ms`. */
   async function listening<T> (
@@ -73,7 +74,8 @@ export function createRunService (context: Context): Services['runs'] {
       if (row === null || refusal === 'not_found') throw notFound('conversation')
       if (refusal === 'duplicate') return { run: await requireRun(store, conversation, runId), events: [] }
       const run = runView(row, runId, { created_at: at, created_seq: 0, request: JSON.parse(request.spec) }, null)
-      return { run, events: events.map((event) => storedEvent(event, row.epoch)) }
+      // What the same commit did to other runs, such as the one that this one ends, is theirs.
+      return { run, events: events.flatMap((event) => event.run_id === runId ? [storedEvent(event, row.epoch)] : []) }
     }),
 
     get: (caller, runId) => answering(async () => requireRun(store, await conversationOf(context, caller, runId), runId)),
@@ -101,19 +103,26 @@ export function createRunService (context: Context): Services['runs'] {
 
     cancel: (caller, runId, { wait }) => answering(async () => {
       const conversation = await conversationOf(context, caller, runId)
-      const stopped = new Set<string>()
-      let awaited: string[] | null = null
-      const stop = async (): Promise<true | null> => {
-        const { refusal, effects } = await executed.execute(conversation, { type: 'CancelRun', at: clock.now(), run_id: runId, reason: 'cancelled' }, { claim: 'local' })
+      const stop = async () => {
+        const { refusal } = await executed.execute(conversation, { type: 'CancelRun', at: clock.now(), run_id: runId, reason: 'cancelled' }, { claim: 'local' })
         if (refusal === 'not_found') throw notFound('run')
-        awaited = effects.flatMap((effect) => effect.type === 'abort' ? [effect.worker] : [])
-        return awaited.every((worker) => stopped.has(worker)) ? true : null
       }
+      const awaited = new Set<string>()
+      const isOver = () => awaited.size === 0 ? true : null
       if (!wait) await stop()
       else await listening(conversation, STOP_WAIT_MS, (signal) => {
-        if (signal.kind === 'stopped') stopped.add(signal.worker)
-        return awaited?.every((worker) => stopped.has(worker)) ? true : null
-      }, stop)
+        if (signal.kind !== 'stopped' || signal.run_id !== runId || !awaited.delete(signal.worker)) return null
+        return isOver()
+      }, async () => {
+        await stop()
+        // Whoever has ended the run, and however often this is asked.
+        const [end] = await store.docs(conversation, [docNames.end(runId)])
+        const { workers = [] } = end == null ? {} : JSON.parse(end) as RunEnd
+        const left = await presence.left(workers)
+        workers.forEach((worker, i) => { if (left[i] !== 0) awaited.add(worker) })
+        await Promise.all([...awaited].map((worker) => feed.tell(worker, { type: 'report', conversation, run_id: runId })))
+        return isOver()
+      })
       return await requireRun(store, conversation, runId)
     }),
 

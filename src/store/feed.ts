@@ -42,8 +42,8 @@ export function createFeed (subscriber: Redis | Cluster, publisher: Redis | Clus
     subscribe: async (conversation, listener) => {
       return await on(keys.live(conversation), (message) => listener(parse(message)))
     },
-    announce: async (conversation, worker) => {
-      await publisher.publish(keys.live(conversation), `s${worker}`)
+    announce: async (conversation, runId, worker) => {
+      await publisher.publish(keys.live(conversation), `s${worker}\t${runId}`)
     },
     tell: async (worker, note) => {
       await publisher.publish(keys.control(worker), JSON.stringify(note))
@@ -73,7 +73,10 @@ function decode (message: string): Signal {
       const [run_id, turn, json] = split(body, 3) as [string, string, string]
       return { kind: 'delta', run_id, turn: Number(turn), json }
     }
-    case 's': return { kind: 'stopped', worker: body }
+    case 's': {
+      const [worker, run_id] = split(body, 2) as [string, string]
+      return { kind: 'stopped', worker, run_id }
+    }
     case 'x': return { kind: 'removed' }
     default: return { kind: 'gap' }
   }

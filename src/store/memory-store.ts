@@ -14,7 +14,12 @@ interface Conversation {
   events: StoredEvent[]
   docs: Map<string, string>
   partial: Partial | null
+  /** The least one that its events are of. */
+  epoch: number
 }
+
+/** Which process has made a token. */
+const writerOf = (token: string): string => token.split('.', 1)[0] as string
 
 /**
  * The store in memory, with the same promises: what the engine is stepped on in tests and in the simulation. State goes through JSON
@@ -29,9 +34,12 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
   const beats = new Map<string, number>()
   const clock = { now: () => Date.now() }
   const history = { epoch: 1 }
+  /** Of deleted conversations: an epoch that none of their events has reached. */
+  const gone = new Map<string, number>()
   const publish = (conversation: string, signal: Signal) => { for (const listener of readers.get(conversation) ?? []) listener(signal) }
-  const row = ({ born, version, tokens, state }: Conversation): Row => ({
-    born, version, token: tokens[0] as string, epoch: history.epoch, state: JSON.parse(state) as State
+  const epochOf = (kept: Conversation) => Math.max(history.epoch, kept.epoch)
+  const row = (kept: Conversation): Row => ({
+    born: kept.born, version: kept.version, token: kept.tokens[0] as string, epoch: epochOf(kept), state: JSON.parse(kept.state) as State
   })
 
   const store: Store = {
@@ -43,11 +51,12 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
     async commit (commit) {
       const { conversation, base, token } = commit
       const found = conversations.get(conversation)
-      if (found?.tokens.includes(token)) return { status: 'committed', born: base?.born ?? token, version: (base?.version ?? 0) + 1, epoch: history.epoch }
+      if (found?.tokens.includes(token)) return { status: 'committed', born: base?.born ?? token, version: (base?.version ?? 0) + 1, epoch: epochOf(found) }
       if (found?.born !== base?.born || found?.tokens[0] !== base?.token) return { status: 'conflict', row: found === undefined ? null : row(found) }
       const plan = planCommit(commit)
       const kept: Conversation = found ?? {
-        born: token, version: 0, state: '', fence: 0, tokens: [], tenant: commit.state.tenant, messages: [], events: [], docs: new Map(), partial: null
+        born: token, version: 0, state: '', fence: 0, tokens: [], tenant: commit.state.tenant, messages: [], events: [], docs: new Map(), partial: null,
+        epoch: gone.get(conversation) ?? 1
       }
       for (const [name, value] of plan.puts) kept.docs.set(name, value)
       if (commit.rewind !== null) kept.messages.length = commit.rewind
@@ -60,18 +69,18 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
         if (!index.has(name)) index.set(name, new Set())
         index.get(name)?.add(`${runId}:${conversation}`)
       }
-      const events = plan.events.map((event) => ({ ...event, epoch: history.epoch }))
+      const events = plan.events.map((event) => ({ ...event, epoch: epochOf(kept) }))
       kept.events.push(...events)
       kept.version++
       kept.state = plan.state
       if (kept.fence !== plan.fence) kept.partial = null
       kept.fence = plan.fence
-      kept.tokens = [token, ...kept.tokens].slice(0, 8)
+      kept.tokens = [token, ...kept.tokens.filter((other) => writerOf(other) !== writerOf(token))].slice(0, 32)
       conversations.set(conversation, kept)
       if (commit.due === null) due.delete(conversation)
       else due.set(conversation, commit.due)
       if (events.length > 0) publish(conversation, { kind: 'events', events })
-      return { status: 'committed', born: kept.born, version: kept.version, epoch: history.epoch }
+      return { status: 'committed', born: kept.born, version: kept.version, epoch: epochOf(kept) }
     },
 
     async docs (conversation, names) {
@@ -108,6 +117,8 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
         for (const member of members) if (member.endsWith(`:${conversation}`)) members.delete(member)
       }
       due.delete(conversation)
+      const found = conversations.get(conversation)
+      if (found !== undefined) gone.set(conversation, epochOf(found) + 1)
       const existed = conversations.delete(conversation)
       if (existed) publish(conversation, { kind: 'removed' })
       return existed
@@ -147,7 +158,7 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
   }
   const feed: Feed = {
     subscribe: async (conversation, listener) => add(readers, conversation, listener),
-    announce: async (conversation, worker) => publish(conversation, { kind: 'stopped', worker }),
+    announce: async (conversation, runId, worker) => publish(conversation, { kind: 'stopped', worker, run_id: runId }),
     tell: async (worker, note) => { for (const listener of workers.get(worker) ?? []) listener(note) },
     listen: async (worker, listener) => add(workers, worker, listener)
   }

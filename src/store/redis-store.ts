@@ -9,12 +9,12 @@ import type { Committed, Partial, Row, Store, StoredEvent } from './store.js'
 
 type Reply<T> = Promise<T>
 
-/** A row as scripts answer it; the epoch alone where there is none. */
-type RowReply = [epoch: number, born?: string, version?: string, tokens?: string, state?: string]
+/** A row as scripts answer it; nothing of it where there is none. `seen`: see epoch.lua. */
+type RowReply = [seen: string, epoch?: number, born?: string, version?: string, token?: string, state?: string]
 
 interface Scripts {
   interlockLoad: (...args: (string | number)[]) => Reply<RowReply>
-  interlockCommit: (...args: (string | number)[]) => Reply<[code: 0, ...RowReply] | [code: 1 | 2, epoch: number, version: number]>
+  interlockCommit: (...args: (string | number)[]) => Reply<[code: 0, ...RowReply] | [code: 1 | 2, seen: string, epoch: number, version: number]>
   interlockAppend: (...args: (string | number)[]) => Reply<number>
   interlockTakeDue: (...args: (string | number)[]) => Reply<string[]>
   interlockPostpone: (...args: (string | number)[]) => Reply<null>
@@ -31,24 +31,22 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
   define(redis, 'interlockAppend', 'append', 2)
   define(redis, 'interlockTakeDue', 'take-due', 1)
   define(redis, 'interlockPostpone', 'postpone', 2)
-  define(redis, 'interlockRemove', 'remove', 7)
+  define(redis, 'interlockRemove', 'remove', 8)
   const scripts = redis as unknown as Scripts
 
-  /** The newest epoch this process has seen of each partition: should all of its data be gone, Redis does not know it any more. */
-  const seen = new Array<number>(keys.partitions).fill(0)
+  /** What this process has seen last of each partition's epoch: should all of its data be gone, Redis does not know it any more. */
+  const seen = new Array<string>(keys.partitions).fill('0')
 
-  const saw = (partition: number, epoch: number) => { seen[partition] = Math.max(seen[partition] as number, epoch) }
-
-  function row (partition: number, [epoch, born, version, tokens, state]: RowReply): Row | null {
-    saw(partition, epoch)
+  function row (partition: number, [saw, epoch, born, version, token, state]: RowReply): Row | null {
+    seen[partition] = saw
     if (born === undefined) return null
-    return { born, version: Number(version), token: (tokens as string).split(' ', 1)[0] as string, epoch, state: JSON.parse(state as string) as State }
+    return { born, version: Number(version), token: token as string, epoch: epoch as number, state: JSON.parse(state as string) as State }
   }
 
   return {
     async load (conversation) {
       const partition = keys.partitionOf(conversation)
-      return row(partition, await scripts.interlockLoad(keys.row(conversation), keys.epoch(partition), seen[partition] as number))
+      return row(partition, await scripts.interlockLoad(keys.row(conversation), keys.epoch(partition), seen[partition] as string))
     },
 
     async commit (commit): Promise<Committed> {
@@ -68,12 +66,12 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
         keys.due(partition), keys.runs(partition, commit.state.tenant), keys.epoch(partition),
         base?.born ?? '', base?.version ?? 0, base?.token ?? '', token, plan.state, plan.fence, due ?? '', conversation, keys.live(conversation),
         `${plan.puts.length} ${plan.messages.length} ${plan.drops.length} ${created.length} ${plan.events.length}`,
-        commit.rewind ?? '', seen[partition] as number,
+        commit.rewind ?? '', seen[partition] as string,
         ...tail
       )
       if (reply[0] === 0) return { status: 'conflict', row: row(partition, reply.slice(1) as unknown as RowReply) }
-      const [, epoch, version] = reply
-      saw(partition, epoch)
+      const [, saw, epoch, version] = reply
+      seen[partition] = saw
       return { status: 'committed', born: base?.born ?? token, version, epoch }
     },
 
@@ -117,7 +115,7 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
         if (row === null) return existed
         const removed = await scripts.interlockRemove(
           keys.row(conversation), keys.messages(conversation), keys.events(conversation), keys.docs(conversation), keys.partial(conversation),
-          keys.due(partition), keys.runs(partition, row.state.tenant), row.born, conversation, keys.live(conversation)
+          keys.due(partition), keys.runs(partition, row.state.tenant), keys.epoch(partition), row.born, conversation, keys.live(conversation)
         )
         if (removed === 1) return true
       }

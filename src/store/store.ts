@@ -20,7 +20,10 @@ export interface Commit {
   conversation: string
   /** The row this was decided on; null: there is none yet. */
   base: Base | null
-  /** Made once per commit: a commit that is sent twice because its reply was lost is recognised by it. */
+  /**
+   * Made once per commit: a commit that is sent twice because its reply was lost is recognised by it. `<process>.<anything new>`: of each process (of the
+   * last 32 that wrote) the store knows the newest again, so none may have two commits of a conversation under way.
+   */
   token: string
   state: State
   messages: Piece[][]
@@ -43,9 +46,9 @@ export type Committed =
 export interface StoredEvent {
   seq: number
   /**
-   * The epoch it was stored in: 1 on a fresh Redis, and a greater one from every start of a server, or promotion of a replica, on. What was acknowledged
-   * before may be lost then, and its numbers are given again; together with its epoch a `seq` names one content for ever (FAULTS I4b). Always 1 where
-   * Redis does not say whose data it has (`INFO replication`).
+   * The epoch it was stored in: 1 on a fresh Redis, and a greater one from every start of a server, or promotion of a replica, on, and in a conversation
+   * that has the name of a deleted one. What was acknowledged before may be lost then, and its numbers are given again; together with its epoch a `seq`
+   * names one content for ever (FAULTS I4b). Starts are not seen where Redis does not say whose data it has (`INFO replication`).
    */
   epoch: number
   type: string
@@ -101,8 +104,8 @@ export type Signal =
   | { kind: 'events', events: StoredEvent[] }
   | { kind: 'delta', run_id: string, turn: number, json: string }
   | { kind: 'removed' }
-  /** A worker that was told to stop working for this conversation has stopped. */
-  | { kind: 'stopped', worker: string }
+  /** Nothing of this run is at work on this worker any more. */
+  | { kind: 'stopped', worker: string, run_id: string }
   /** Something may have been missed (the connection was gone): read the log. */
   | { kind: 'gap' }
 
@@ -110,8 +113,8 @@ export type Signal =
 export interface Feed {
   /** Resolves once signals published from now on will arrive. The result stops them. */
   subscribe: (conversation: string, listener: (signal: Signal) => void) => Promise<() => void>
-  /** Says that this worker has stopped what it was told to stop. */
-  announce: (conversation: string, worker: string) => Promise<void>
+  /** Says that nothing of a run is at work on this worker any more. */
+  announce: (conversation: string, runId: string, worker: string) => Promise<void>
   /** Messages to a worker process. */
   tell: (worker: string, note: WorkerNote) => Promise<void>
   listen: (worker: string, listener: (note: WorkerNote) => void) => Promise<() => void>
@@ -120,6 +123,8 @@ export interface Feed {
 export type WorkerNote =
   /** Stop this work; its result would be refused. */
   | { type: 'abort', conversation: string, fence: number | null, call_ids: string[], reason: string }
+  /** Announce it as soon as nothing of this run is at work with you any more. */
+  | { type: 'report', conversation: string, run_id: string }
   /** You hold a claim on this conversation: if you do not know of it, say so by a lapse. */
   | { type: 'check', conversation: string }
   /** Notes may have been missed: the connection was gone. */

@@ -15,9 +15,14 @@ export interface Journal {
   faults: Fault[]
   /** A fault begins. Ended by the function this returns. */
   begin: (kind: string, targets?: string[], hit?: string[]) => Fault & { end: () => void }
-  /** Whether something was done to one of these processes (or to all) between two moments. */
+  /** Whether something was done to one of these processes (or to all) between two moments that may cost a lease, a claim or an answer. */
   explains: (processes: string[] | 'any', from: number, to: number) => boolean
+  /** For how long the machine kept this process from running, or Redis from answering, between two moments. Milliseconds. */
+  starved: (from: number, to: number) => number
 }
+
+/** What must cost nobody anything but time. */
+const HARMLESS = new Set(['SCRIPT FLUSH', 'queue deleted', 'foreign jobs'])
 
 export const now = (): number => performance.timeOrigin + performance.now()
 
@@ -51,8 +56,9 @@ export function openJournal (ping: () => Promise<unknown>): Journal & { close: (
       faults.push(fault)
       return Object.assign(fault, { end: () => { fault.to = Math.min(fault.to, now()) } })
     },
+    starved: (from, to) => faults.reduce((sum, fault) => sum + (fault.kind === 'starved' ? Math.max(0, Math.min(fault.to, to) - Math.max(fault.from, from)) : 0), 0),
     explains: (processes, from, to) => faults.some((fault) => {
-      return fault.from <= to && fault.to >= from && (processes === 'any' || fault.targets.length === 0 || fault.targets.some((one) => processes.includes(one)))
+      return !HARMLESS.has(fault.kind) && fault.from <= to && fault.to >= from && (processes === 'any' || fault.targets.length === 0 || fault.targets.some((one) => processes.includes(one)))
     }),
     close: () => clearInterval(watch)
   }

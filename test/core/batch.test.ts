@@ -1,7 +1,7 @@
 import t from 'tap'
 import { docNames } from '../../src/core/draft.js'
 import { MAX_LOSSES } from '../../src/core/lapse.js'
-import { answer, ask, by, call, cancel, claimed, createScene, cutResult, failure, given, inShort, lose, pass, progress, remembered, result, rules, type Scene, START, start, type Step, stopped, TOKENS, work } from '../support/core-scene.js'
+import { answer, ask, by, call, cancel, claimed, createScene, cutResult, failure, given, handOver, inShort, lose, pass, progress, remembered, result, rules, type Scene, START, start, type Step, stopped, TOKENS, work } from '../support/core-scene.js'
 
 const time = (ms = 0) => new Date(START + ms).toISOString()
 const fault = { code: 'invalid_arguments', message: 'at must be a string' }
@@ -347,6 +347,13 @@ t.test(`a call that has cost ${MAX_LOSSES} workers fails, and its batch closes`,
   const then = scene.given(work('w9')).when(lose('w9'))
   t.strictSame(then.said, ['tool.failed a', 'batch.completed'])
   t.match(then.events[0], { error: { code: 'outcome_unknown' } })
+})
+
+t.test('F53: calls that are handed over: what only reads runs again, however often; of what writes nobody knows', async (t) => {
+  const scene = given(start(), work('w1'), by('w1', ask(call('a'), call('b', { rules: rules({ effects: 'write' }) }))))
+  const then = scene.when(handOver('w1'))
+  t.match(then.events.find(({ type }) => type === 'tool.failed'), { error: { code: 'outcome_unknown', message: /told to stop/ } })
+  for (let i = 0; i < 2 * MAX_LOSSES; i++) t.strictSame(scene.given(work('w2')).when(handOver('w2')).events.filter(({ type }) => type === 'tool.failed'), [])
 })
 
 t.test('a call that runs again keeps its place before those that have not started', async (t) => {

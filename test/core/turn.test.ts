@@ -1,8 +1,8 @@
 import t from 'tap'
 import { docNames } from '../../src/core/draft.js'
-import { MAX_LOSSES } from '../../src/core/lapse.js'
+import { MAX_TURN_LOSSES } from '../../src/core/lapse.js'
 import {
-  answer, ask, by, call, cancel, claimed, fail, given, inShort, lose, pass, prepared, recover, remembered, result, retry, start, stopped, TOKENS, work,
+  answer, ask, by, call, cancel, claimed, fail, given, handOver, inShort, lose, pass, prepared, recover, remembered, result, retry, start, stopped, TOKENS, work,
   type Scene, type Step
 } from '../support/core-scene.js'
 
@@ -88,12 +88,12 @@ t.test('F9: fallbacks take over in their order, each with tries of its own, and 
     const phase = scene.state().run?.phase
     return phase?.type === 'turn' ? [scene.state().run?.models[phase.model], phase.tries, phase.attempt] : null
   }
-  t.strictSame(facts(), ['first', 2, 2])
+  t.strictSame(facts(), ['first', 1, 2])
   t.match(scene.when(by('w1', retry({ next_model: true }))).events, [{ type: 'turn.retrying', attempt: 3, model: 'second' }])
-  t.strictSame(facts(), ['second', 1, 3])
+  t.strictSame(facts(), ['second', 0, 3])
   t.match(scene.when(by('w1', retry({ next_model: true }))).events, [{ type: 'turn.retrying', attempt: 4, model: 'third' }])
   t.match(scene.when(by('w1', retry({ next_model: true }))).events, [{ type: 'turn.retrying', attempt: 5, model: 'third' }], 'there is no fourth')
-  t.strictSame(facts(), ['third', 2, 5])
+  t.strictSame(facts(), ['third', 1, 5])
   scene.given(by('w1', ask(call('a'))), by('w1', result('a')))
   t.match(scene.log.at(-1), { type: 'turn.started', turn: 2, attempt: 1, model: 'first' }, 'the next turn begins with the first again')
 })
@@ -126,9 +126,9 @@ t.test('B7: the claims of other workers and of earlier fences do not lapse', asy
   t.strictSame(claimed(scene), ['w2 turn'])
 })
 
-t.test(`a turn that has cost ${MAX_LOSSES} workers fails its run`, async (t) => {
+t.test(`a turn that has cost ${MAX_TURN_LOSSES} workers fails its run`, async (t) => {
   const scene = given(start())
-  for (let i = 1; i < MAX_LOSSES; i++) t.strictSame(scene.given(work(`w${i}`)).when(lose(`w${i}`)).said, ['turn.retrying 1'])
+  for (let i = 1; i < MAX_TURN_LOSSES; i++) t.strictSame(scene.given(work(`w${i}`)).when(lose(`w${i}`)).said, ['turn.retrying 1'])
   const then = scene.given(work('w0')).when(lose('w0'))
   t.strictSame(then.said, ['run.failed'])
   t.match(then.events[0], { error: { code: 'worker_lost', retryable: true } })
@@ -137,8 +137,22 @@ t.test(`a turn that has cost ${MAX_LOSSES} workers fails its run`, async (t) => 
 
 t.test('tries that fail do not count as losses', async (t) => {
   const scene = given(start(), work('w1'))
-  for (let i = 0; i < 2 * MAX_LOSSES; i++) scene.given(by('w1', retry()))
+  for (let i = 0; i < 2 * MAX_TURN_LOSSES; i++) scene.given(by('w1', retry()))
   t.strictSame(scene.when(lose('w1')).said, ['turn.retrying 1'])
+})
+
+t.test('losses and lost leases do not use up the tries of a model', async (t) => {
+  const scene = given(start(), work('w1'), lose('w1'), work('w2'), by('w2', retry({ reason: 'lease_lost', tried: false })))
+  t.match(scene.state().run?.phase, { tries: 0, attempt: 3 })
+  t.match(scene.given(by('w2', retry())).state().run?.phase, { tries: 1, attempt: 4 })
+})
+
+t.test('F53: a turn that is handed over is due again at once, and that is no loss however often', async (t) => {
+  const scene = given(start())
+  for (let i = 0; i < 2 * MAX_TURN_LOSSES; i++) {
+    t.match(scene.given(work('w1')).when(handOver('w1')).events, [{ type: 'turn.retrying', reason: 'handed_over', delay_ms: 0 }])
+  }
+  t.strictSame(scene.given(work('w2'), answer('done')).log.at(-1)?.type, 'run.completed')
 })
 
 // --- What it cost --------------------------------------------------------------------------------------------------------------------

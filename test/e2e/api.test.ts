@@ -1,4 +1,5 @@
-import { answer, delayed, latch, say } from '../support/model-reply.js'
+import { Redis } from 'ioredis'
+import { answer, delayed, heldAt, latch, say } from '../support/model-reply.js'
 import { createClient, problemIn } from '../support/client.js'
 import { story } from '../support/world.js'
 
@@ -197,6 +198,20 @@ story('Accept: text/event-stream on POST /runs answers with the stream of the ru
   client.seen.conversations.add(created?.conversation_id ?? '')
 })
 
+story('B5: the stream that answers POST /runs is that of its run alone, also when the run ends another one', async (t, { model, service }) => {
+  const { client } = await service()
+  model.script('conv:a', [heldAt(say(['never']), 0, latch()), say('instead')])
+  const first = await client.start({ input: 'conv:a' })
+  await model.waitForRequest(({ conversation }) => conversation === 'conv:a')
+  const stream = await client.open('/runs', { method: 'POST', body: { input: 'rather this', conversation_id: first.conversation_id, on_active_run: 'interrupt' } })
+  t.same(await stream.ended, { clean: true })
+  t.same(stream.types(), ['run.created', 'run.started', 'turn.started', 'turn.completed', 'run.completed'])
+  const [created] = stream.events()
+  const log = await client.log({ run: created?.run_id ?? '' })
+  t.same(stream.events().map(({ seq, run_seq: own }) => [seq, own]), log.map(({ seq, run_seq: own }) => [seq, own]), 'the same as a reader of its own gets')
+  t.equal((await client.run(first.id)).status, 'cancelled')
+})
+
 story('after_seconds: a run waits for its time, and others on the conversation do not wait for it', async (t, { model, service }) => {
   const { client } = await service()
   model.script('conv:first', [say('first'), say('late')])
@@ -279,14 +294,19 @@ story('a conversation can begin with messages, tool calls included, under a name
   t.match(problemIn(await client.request('POST', '/conversations', { body: { messages: broken } })), { status: 422, errors: [{ pointer: '/messages/4' }] }, 'an unanswered call')
 })
 
-story('DELETE leaves no key, and nobody brings a conversation back', async (t, { model, tools, service, tool, keys }) => {
+story('DELETE leaves no key, and nobody brings a conversation back', async (t, { model, tools, service, tool, keys, redis }) => {
   const { client } = await service()
+  const direct = new Redis(redis.url)
+  t.teardown(() => direct.quit())
   model.script('conv:done', [answer({ calls: [{ name: 'echo', arguments: { value: 1 } }] }), say('done')])
   const { run } = await client.finish({ input: 'conv:done', tools: [tool('echo')] })
   const { conversation_id: id } = run
   t.ok((await keys()).some((key) => key.includes(id)))
   t.equal((await client.request('DELETE', `/conversations/${id}`)).status, 204)
-  t.same((await keys()).filter((key) => key.includes(id)), [])
+  const left = (await keys()).filter((key) => key.includes(id))
+  t.same(left.map((key) => key.endsWith(`conv:${id}`)), [true])
+  t.same(Object.keys(await direct.hgetall(left[0] ?? '')), ['epoch'], 'but for a number, so that no event id comes twice should there be another of this name')
+  t.ok(await direct.ttl(left[0] ?? '') > 0, 'and that only for a while')
   for (const path of [`/conversations/${id}`, `/conversations/${id}/messages`, `/runs/${run.id}`, `/runs/${run.id}/events`]) {
     t.equal((await client.request('GET', path)).status, 404, path)
   }

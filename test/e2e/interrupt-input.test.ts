@@ -184,3 +184,26 @@ story('I19: with wait=1 nothing of the run is at work any more when the answer c
     await tools.waitFor((attempts) => attempts.every(({ ended_at: ended }) => ended !== null))
   }
 })
+
+story('I19: with wait=1 everybody who asks waits for a call that must be left to finish, from any process, and whoever asks later does not', async (t, { model, tools, service, tool }) => {
+  const { client } = await service()
+  const { client: other } = await service({ roles: { api: true, worker: false } })
+  model.otherwise(() => call({ name: 'hold', arguments: { key: 'x', value: 1 } }))
+  const { run } = await begin(client, { input: 'conv:a', tools: [tool('hold', { cancellable: false })] })
+  await tools.waitFor((attempts) => attempts.length === 1)
+  const order: string[] = []
+  const asked = [client, other, client].map(async (one, i) => {
+    const { status } = await one.cancel(run.id, '?wait=1')
+    order.push(`${i} ${status}`)
+  })
+  const stream = await client.follow(run)
+  await stream.ended
+  t.match(await client.cancel(run.id), { status: 'cancelled' }, 'without it the answer comes at once')
+  t.same(order, [])
+  order.push('released')
+  tools.release('x')
+  await Promise.all(asked)
+  t.same([...order].sort(), ['0 cancelled', '1 cancelled', '2 cancelled', 'released'])
+  t.equal(order[0], 'released')
+  t.match(await other.cancel(run.id, '?wait=1'), { status: 'cancelled' })
+})

@@ -53,7 +53,8 @@ story('F54, F66: while Redis does not answer every route says 503 within a secon
   t.equal((await patient.finish({ input: 'conv:after' })).run.output, 'done')
 }, { ownRedis: true, except: ['deltas'] })
 
-story('processes whose Redis comes back empty do not crash: what is gone is gone, and new work is done', async (t, { model, process, tools, tool, server, redis }) => {
+story('processes whose Redis comes back empty do not crash: what is gone is gone, and new work is done', async (t, { model, process, tools, tool, server }) => {
+  const empty = server?.image() ?? ''
   const both = await process('all', { INTERLOCK_LOCK_TTL_MS: '1000' })
   const gate = latch()
   model.script('conv:llm', [delayed(say('for nobody'), gate)])
@@ -62,16 +63,13 @@ story('processes whose Redis comes back empty do not crash: what is gone is gone
   const lost = [await both.client.start({ input: 'conv:llm' }), await both.client.start({ input: 'conv:tool', tools: [tool('hold')] })]
   await model.waitForRequest(({ conversation }) => conversation === 'conv:llm')
   await tools.waitFor((attempts) => attempts.length === 1)
-  const direct = new Redis(redis.url, { maxRetriesPerRequest: null })
-  direct.on('error', () => {})
-  await direct.flushall()
   await server?.kill()
+  server?.restore(empty)
   await server?.start()
   gate.open()
   tools.release('x')
   for (const run of lost) t.equal((await createClient(both.url, { patient: true }).request('GET', `/runs/${run.id}`)).status, 404)
   t.equal((await createClient(both.url, { patient: true }).finish({ input: 'conv:new' })).run.output, 'done')
-  await direct.quit()
   both.signal('SIGTERM')
   t.same(await both.exited, { code: 0, signal: null })
   t.equal(both.stderr(), '')
@@ -130,3 +128,27 @@ story('N11: with the default settings a killed worker costs at most the lock\'s 
   const cost = (model.requests()[1]?.arrivedAt ?? Infinity) - killed
   t.ok(cost <= 10_000 + 1000 + 1000, `${Math.round(cost)} ms`)
 })
+
+story('FAULTS F60: Redis is away for twice the time a claim holds: whoever is alive then keeps what it does, a call that writes is done once', async (t, { model, tools, process, tool, server }) => {
+  const ttl = 1000
+  const [one, two] = await Promise.all([process('all', { INTERLOCK_LOCK_TTL_MS: `${ttl}` }), process('all', { INTERLOCK_LOCK_TTL_MS: `${ttl}` })])
+  const clients = [one, two].map(({ url }) => createClient(url, { patient: true }))
+  model.otherwise(({ conversation, body: { messages } }) => {
+    return messages.at(-1)?.role === 'tool' ? say('done') : call({ id: 'c', name: 'hold', arguments: { key: conversation, value: 'written' } })
+  })
+  const runs = await Promise.all(clients.flatMap((client, i) => [0, 1, 2].map((k) => client.start({ input: `conv:${i}${k}`, tools: [tool('hold')] }))))
+  await tools.waitFor((attempts) => attempts.length === runs.length)
+  await server?.kill()
+  await new Promise((resolve) => setTimeout(resolve, 2 * ttl))
+  await server?.start()
+  // Both are back, and have looked at whatever is due.
+  for (const client of clients) await client.finish({ input: 'conv:new', tools: [] }).catch(() => {})
+  await new Promise((resolve) => setTimeout(resolve, 2 * ttl))
+  for (const i of [0, 1]) for (const k of [0, 1, 2]) tools.release(`conv:${i}${k}`)
+  for (const run of runs) {
+    t.match(await clients[0]!.ended(run), { status: 'completed', output: 'done' })
+    t.match(await clients[0]!.calls(run.id), [{ status: 'completed', attempt: 1, output: 'written' }])
+  }
+  t.equal(tools.attempts.length, runs.length)
+  t.notOk(tools.attempts.some(({ aborted }) => aborted))
+}, { ownRedis: true, except: ['deltas'] })

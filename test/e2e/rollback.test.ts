@@ -223,3 +223,29 @@ story('F71: FLUSHALL: everything is 404, late workers bring nothing back, and wh
   const reader = await client.open('/conversations/named/events', { lastEventId: '5' })
   t.match(await resetOf(reader), { reason: 'events_lost', epoch, last_seq: 5 })
 }, options)
+
+story('I4b: a conversation made under the name of a deleted one: a reader of the old one is told, and no event id comes twice', async (t, { model, service }) => {
+  const { client } = await service()
+  model.otherwise(() => say('done'))
+  const lives: string[][] = []
+  for (let life = 0; life < 2; life++) {
+    await client.request('POST', '/conversations', { body: { id: 'mine' } })
+    await client.ended(await client.start({ input: `life ${life}`, conversation_id: 'mine' }))
+    await client.ended(await client.start({ input: 'once more', conversation_id: 'mine' }))
+    const reader = await client.open('/conversations/mine/events', life === 0 ? {} : { lastEventId: '3' })
+    if (life > 0) {
+      const { epoch, last_seq } = await client.conversation('mine')
+      t.ok(epoch > 1)
+      t.match(await resetOf(reader), { reason: 'events_lost', epoch, last_seq, snapshot: { id: 'mine' } })
+    }
+    const whole = await client.open('/conversations/mine/events')
+    await whole.until(({ data }) => (JSON.parse(data) as { seq?: number }).seq === 10)
+    lives.push(whole.frames.flatMap(({ id }) => id === null ? [] : [id]))
+    t.match(await client.request('DELETE', '/conversations/mine'), { status: 204 })
+    await whole.ended
+  }
+  const [first, second] = lives as [string[], string[]]
+  t.same(first, Array.from({ length: 10 }, (_, i) => `${i + 1}`))
+  t.equal(second.length, 10)
+  t.same(first.filter((id) => second.includes(id)), [])
+})

@@ -5,12 +5,14 @@ export const GUARDS: Bug[] = [
   // The right to write
   { bug: 'no fence check', file: 'src/core/transition.ts', edits: [[' || run.phase.fence !== fence) return null', ') return null']], by: 'simulation' },
   { bug: 'no version check', file: 'src/store/memory-store.ts', edits: [['found?.born !== base?.born || found?.tokens[0] !== base?.token', '(found === undefined) !== (base === null)']], by: 'simulation' },
-  { bug: 'no version check in Redis', file: 'src/store/lua/commit.lua', edits: [[' or string.match(tokens, \'^%S*\') ~= ARGV[3] then', ' then']], by: 'test/store/redis-store.test.ts' },
-  { bug: 'a commit without the idempotency token', file: 'src/engine/execute.ts', edits: [['        token,\n', '        token: token = ids.next(),\n'], ['const commit: Commit = {', 'const commit = (): Commit => ({'], ['due: dueAt(state, now, settings)\n      }', 'due: dueAt(state, now, settings)\n      })'], ['return store.commit(commit)', 'return store.commit(commit())'], ['const token = ids.next()\n', 'let token = ids.next()\n']], by: 'simulation' },
-  { bug: 'a commit\'s token is not known in Redis', file: 'src/store/lua/commit.lua', edits: [['string.find(tokens, ARGV[4], 1, true)', 'false']], by: 'test/store/redis-store.test.ts' },
+  { bug: 'no version check in Redis', file: 'src/store/lua/commit.lua', edits: [[' or newest ~= ARGV[3] then', ' then']], by: 'test/store/redis-store.test.ts' },
+  { bug: 'a commit without the idempotency token', file: 'src/engine/execute.ts', edits: [['        token,\n', '        token: token = ids.next(),\n'], ['const commit: Commit = {', 'const commit = (): Commit => ({'], ['due: dueAt(state, now, settings)\n      }', 'due: dueAt(state, now, settings)\n      })'], ['return store.commit(commit)', 'return store.commit(commit())'], ['const token = `${settings.worker}', 'let token = `${settings.worker}']], by: 'simulation' },
+  { bug: 'a commit\'s token is not known in Redis', file: 'src/store/lua/commit.lua', edits: [['if token == ARGV[4] then', 'if false then']], by: 'test/store/redis-store.test.ts' },
   { bug: 'deltas unfenced', file: 'src/store/memory-store.ts', edits: [[' || found.fence !== fence) return false', ') return false']], by: 'simulation' },
   { bug: 'deltas unfenced in Redis', file: 'src/store/lua/append.lua', edits: [['redis.call(\'HGET\', KEYS[1], \'fence\') ~= ARGV[1]', 'false']], by: 'test/store/redis-store.test.ts' },
   { bug: 'no abort on a lost lease', file: 'src/engine/turn.ts', edits: [['AbortSignal.any([signal, lease.signal, stop.signal])', 'AbortSignal.any([signal, stop.signal])']], by: 'simulation' },
+  { bug: 'who was away counts as dead', file: 'src/engine/engine.ts', edits: [[' && clock.now() >= signsCountFrom', '']], by: 'test/engine/signs.test.ts' },
+  { bug: 'a sweep judges before its own worker has shown a sign of life', file: 'src/engine/engine.ts', edits: [['      if (open && clock.now() - beaten >= DOUBT * settings.leaseMs) await beat()\n', '']], by: 'test/engine/signs.test.ts' },
   // Hints
   { bug: 'the sweep is off', file: 'src/engine/engine.ts', edits: [['due.map((conversation) =>', 'due.slice(due.length).map((conversation) =>']], by: 'simulation' },
   { bug: 'enqueue before commit', file: 'src/engine/execute.ts', edits: [

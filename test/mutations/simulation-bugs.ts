@@ -10,9 +10,9 @@ const TEXTS: { bug: string, file: string, find: string, put: string }[] = [
   { bug: 'every try of a commit has another token', file: 'engine/execute', find: '        token,\n', put: '        token: ids.next(),\n' },
   // Taking over
   { bug: 'the sweep is off', file: 'engine/engine', find: 'due.map((conversation) =>', put: 'due.slice(due.length).map((conversation) =>' },
-  { bug: 'claims of living workers lapse', file: 'engine/engine', find: 'left.get(claim.worker) === 0', put: 'left.get(claim.worker) !== -1' },
-  { bug: 'claims of dead workers stand', file: 'engine/engine', find: 'left.get(claim.worker) === 0', put: 'left.get(claim.worker) === -1' },
-  { bug: 'a worker gives no sign of life', file: 'engine/engine', find: 'const renew = () => {\n', put: 'const renew = () => {\n        if (open) return\n' },
+  { bug: 'claims of living workers lapse', file: 'engine/engine', find: 'left.get(worker) === 0', put: 'left.get(worker) !== -1' },
+  { bug: 'claims of dead workers stand', file: 'engine/engine', find: 'left.get(worker) === 0', put: 'left.get(worker) === -1' },
+  { bug: 'a worker gives no sign of life', file: 'engine/engine', find: 'function beatAfter (ms: number): void {\n', put: 'function beatAfter (ms: number): void {\n    if (open) return\n' },
   { bug: 'a claim that was never begun is not noticed', file: 'engine/engine', find: 'claim.worker === settings.worker && !work.isKnown(conversation, claim)', put: 'claim.worker === settings.worker && claim.attempt < 0' },
   { bug: 'claimed work is never due', file: 'core/schedule', find: 'times.push(worker === null ? (readyAt > now ? readyAt : unclaimed(readyAt)) : now + leaseMs)', put: 'if (worker === null) times.push(readyAt > now ? readyAt : unclaimed(readyAt))' },
   { bug: 'a lost call that writes is run again', file: 'core/lapse', find: '(call.rules.effects === \'read\' || call.rules.idempotent)', put: '(call.rules.effects !== undefined || call.rules.idempotent)' },
@@ -34,7 +34,7 @@ const TEXTS: { bug: string, file: string, find: string, put: string }[] = [
   { bug: 'an old row may refuse', file: 'engine/execute', find: 'let fresh = false', put: 'let fresh = true' },
   { bug: 'a worker gives its result up', file: 'engine/work', find: 'const PATIENT_MS = 24 * 3_600_000', put: 'const PATIENT_MS = 1' },
   { bug: 'reads for claimed work are not tried again', file: 'engine/patience', find: 'for (let tries = 1; ; tries++) {', put: 'for (let tries = 1; ; tries++) {\n      if (tries > 0) return await read()' },
-  { bug: 'a retry does not wait as long as it was told to', file: 'engine/turn', find: 'Math.max(error.retryAfterMs ?? 0, backoff(phase.tries, deps.random()))', put: 'backoff(1, deps.random()) / 10' },
+  { bug: 'a retry does not wait as long as it was told to', file: 'engine/turn', find: 'Math.max(error.retryAfterMs ?? 0, backoff(tries, deps.random()))', put: 'backoff(1, deps.random()) / 10' },
   { bug: 'streamed text has the wrong place', file: 'engine/deltas', find: 'offset: from.offset + text.length,', put: 'offset: from.offset + text.length + 1,' },
   // Which calls may start
   { bug: 'a call starts before what it refers to', file: 'core/schedule', find: 'if (free && Object.keys(call.after).length === 0 && !isHeldUp', put: 'if (free && !isHeldUp' },

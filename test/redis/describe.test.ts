@@ -40,6 +40,9 @@ t.test('F69: the profile durable refuses a server that acknowledges before it is
   })
   await connection.config('SET', 'appendfsync', 'always')
   t.strictSame(await describeRedis(connection, 'durable'), { warnings: [] })
+  await connection.config('SET', 'no-appendfsync-on-rewrite', 'yes')
+  t.match(await describeRedis(connection, 'durable'), { refusal: /^Redis has no-appendfsync-on-rewrite yes, .* set it to no, or INTERLOCK_PROFILE to fast\.$/ })
+  t.match(await describeRedis(connection), { refusal: undefined })
 })
 
 t.test('S27: a server that everybody on the network may command is a warning', async (t) => {

@@ -377,7 +377,9 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
       if (heard && before?.error?.retryAfterMs != null && before.model === one.model && one.start < before.planned + before.error.retryAfterMs - 1 - 2 * MAX_SKEW_MS) blame(`I18 turn ${number} did not wait as it was told to`)
     })
     const models = new Map<string, number>()
-    for (const { model, error } of asked) if (error !== null) models.set(model, (models.get(model) ?? 0) + 1)
+    // What a worker took with it when it was lost, nobody counts.
+    const isHeard = ({ attempt, error }: typeof asked[number]) => error !== null && turn.retries.some((event) => event.attempt === attempt + 1 && event.reason === error.code)
+    for (const one of asked.filter(isHeard)) models.set(one.model, (models.get(one.model) ?? 0) + 1)
     for (const [model, errors] of models) if (errors > 3) blame(`I18 turn ${number} asked ${model} again after ${errors} errors`)
   }
   for (const event of events) {

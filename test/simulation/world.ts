@@ -26,7 +26,7 @@ const STALLED_MS = 800
 /** Nothing goes wrong any more from here on. */
 const CALM_AFTER_MS = 4000
 /** By when everything must have come to rest after that. */
-export const REST_MS = 15_000
+export const REST_MS = 25_000
 const START = 1_893_456_000_000
 
 /** One life of a conversation, from its creation to its end: what its readers have been told. */
@@ -262,7 +262,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
     }
     const feed: Feed = {
       ...memory.feed,
-      announce: (conversation, worker) => send('announce', () => memory.feed.announce(conversation, worker)),
+      announce: (conversation, runId, worker) => send('announce', () => memory.feed.announce(conversation, runId, worker)),
       tell: (worker, note) => send(`tell ${worker} to ${note.type}`, async () => {
         const ear = ears.get(worker)
         if (ear !== undefined && timeline.now() >= deafUntil) ear.machine.deliver(timeline.now() + chance.next(), () => ear.listener(note))

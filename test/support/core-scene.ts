@@ -183,7 +183,7 @@ export const answer = (text: string, over: Partial<CompleteTurn> = {}): Step => 
 export const ask = (...calls: ModelCall[]): Step => answer('', { finish_reason: 'tool_calls', calls })
 
 export const retry = (over: Partial<RetryTurn> = {}): Step => (scene) => ({
-  type: 'RetryTurn', at: scene.now, fence: scene.fence(), reason: 'provider_unavailable', delay_ms: 0, next_model: false, usage: null, ...over
+  type: 'RetryTurn', at: scene.now, fence: scene.fence(), reason: 'provider_unavailable', delay_ms: 0, next_model: false, tried: true, usage: null, ...over
 })
 
 export const fail = (code = 'provider_refused'): Step => (scene) => ({
@@ -228,6 +228,12 @@ export const lose = (worker: string): Step => (scene) => {
     fence: lost.find((claim) => claim.fence !== null)?.fence ?? null,
     calls: lost.flatMap(({ call_id, attempt }): Lapse['calls'] => call_id === null ? [] : [{ call_id, attempt, arguments: { at: call_id.replace('call_', '') } }])
   }
+}
+
+/** A worker that ends lets go of what it holds. */
+export const handOver = (worker: string): Step => (scene) => {
+  const command = lose(worker)(scene)
+  return command === null ? null : { ...command as Lapse, handed_over: true }
 }
 
 /** The sweep looks at the conversation: nobody is gone, but time has passed. */

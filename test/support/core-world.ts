@@ -226,7 +226,7 @@ function choose (world: World, from: LiveClaim[], n: number): LiveClaim {
 function turnWord (world: World, claim: LiveClaim, reply: AnyWord): Command {
   const head = { at: world.now, fence: claim.fence as number }
   if (reply === 'failure') return { type: 'FailTurn', ...head, error: { code: 'provider_refused', message: 'no', retryable: false }, usage: null }
-  if ('delay_ms' in reply) return { type: 'RetryTurn', ...head, reason: 'provider_unavailable', ...reply, usage: TOKENS }
+  if ('delay_ms' in reply) return { type: 'RetryTurn', ...head, reason: 'provider_unavailable', tried: true, ...reply, usage: TOKENS }
   return {
     type: 'CompleteTurn',
     ...head,

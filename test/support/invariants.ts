@@ -3,6 +3,7 @@ import type { Message } from '../../src/core/message.js'
 import type { Conversation } from '../../src/schemas/conversation.js'
 import type { Call, Run } from '../../src/schemas/run.js'
 import type { Client, EventStream, Frame } from './client.js'
+import { schemaFaults } from './event-schema.js'
 import type { RecordedRequest } from './model-server.js'
 import { changedMessage } from './payload.js'
 import type { Attempt } from './tool-server.js'
@@ -73,13 +74,14 @@ type Wrong = (what: string) => void
 
 const say = ({ seq, type }: Event): string => `${seq} ${type}`
 
-/** C1, C11: the log counts 1, 2, 3 …, and causes come before what they cause. */
+/** C1, C11: the log counts 1, 2, 3 …, causes come before what they cause, and each event is what its schema says. */
 function judgeLog ({ conversation, events }: Evidence, wrong: Wrong): void {
   const runSeqs = new Map<string, number>()
   events.forEach((event, i) => {
     if (event.seq !== i + 1) wrong(`event ${i + 1} of the log has the number ${event.seq}`)
     if (event.conversation_id !== conversation.id) wrong(`${say(event)} belongs to ${event.conversation_id}`)
     if (Number.isNaN(Date.parse(event.time))) wrong(`${say(event)} has no time`)
+    for (const fault of schemaFaults(event)) wrong(`${say(event)}: ${fault}`)
     for (const cause of event.caused_by) if (cause >= event.seq || cause < 1) wrong(`${say(event)} is caused by ${cause}`)
     if (event.caused_by.length === 0 && event.type !== 'run.created') wrong(`${say(event)} has no cause`)
     if (event.run_id === undefined) return

@@ -3,7 +3,7 @@ import type { Command, Executor, ModelCall, PostMessage, StartRun } from '../../
 import { docNames, iso, type Effect } from '../../src/core/draft.js'
 import { TERMINAL, type Event } from '../../src/core/event.js'
 import type { Message } from '../../src/core/message.js'
-import { MAX_LOSSES } from '../../src/core/lapse.js'
+import { MAX_LOSSES, MAX_TURN_LOSSES } from '../../src/core/lapse.js'
 import type { Usage } from '../../src/core/run.js'
 import { dueAt, wanted } from '../../src/core/schedule.js'
 import { claimsOf, type State } from '../../src/core/state.js'
@@ -285,7 +285,7 @@ export function createLedger (): Ledger {
     if (turn !== null && lostFence !== null && heldBy(lostFence)) {
       abandon('turn')
       turn.losses++
-      if (turn.losses >= MAX_LOSSES) run.verdict = { type: 'run.failed', code: 'worker_lost' }
+      if (turn.losses >= MAX_TURN_LOSSES) run.verdict = { type: 'run.failed', code: 'worker_lost' }
     }
     for (const { call_id: id, attempt } of lost) {
       const call = batch?.calls.find(({ asked }) => asked.call_id === id)

@@ -23,7 +23,8 @@ export async function redisBench (t: Test, url: string, prefix: string, nodes: s
     for (const reader of readers) {
       for await (const some of reader.scanStream({ match: `${prefix}:*`, count: 1000 }) as AsyncIterable<string[]>) {
         for (const key of some) {
-          if (key.split(':').includes(conversation)) found.push(key)
+          // What expires is not left for ever: the epoch that the name of a deleted conversation keeps for a while.
+          if (key.split(':').includes(conversation) && await reader.ttl(key) === -1) found.push(key)
           if (await reader.type(key) !== 'zset') continue
           const members = await reader.zrange(key, '0', '-1')
           found.push(...members.filter((member) => member.split(':').at(-1) === conversation).map((member) => `${key} ${member}`))

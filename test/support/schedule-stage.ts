@@ -194,7 +194,7 @@ export function play (core: Core, moves: Move[]): Played {
     const kind = digit(8)
     const said = { at: now, fence, usage: digit(2) === 0 ? TOKENS : null, ...by(worker, digit(3)) }
     if (kind === 7) return void send({ type: 'FailTurn', ...said, error: { code: 'provider_refused', message: 'no', retryable: false } }, keep)
-    if (kind === 6) return void send({ type: 'RetryTurn', ...said, reason: 'provider_unavailable', delay_ms: [0, 300][digit(2)] as number, next_model: digit(2) === 1 }, keep)
+    if (kind === 6) return void send({ type: 'RetryTurn', ...said, reason: 'provider_unavailable', delay_ms: [0, 300][digit(2)] as number, next_model: digit(2) === 1, tried: true }, keep)
     const width = kind <= 1 ? 0 : 1 + digit(4)
     const text = [`turn ${turn} attempt ${attempt}`, ''][digit(2)] as string
     const asked = Array.from({ length: width }, (_, i): ModelCall => {

@@ -52,7 +52,7 @@ export async function startService (t: Test, { env, roles = { api: true, worker:
   })()
   t.teardown(stop)
   const url = await app.listen({ host: config.http.host, port: 0 })
-  await instance.ready
+  await instance.start()
   return { url, client: createClient(url), app, instance, logs, stop }
 }
 

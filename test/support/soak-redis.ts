@@ -40,7 +40,9 @@ export async function look (redis: Redis, prefix: string): Promise<Found> {
   for await (const some of redis.scanStream({ count: 1000 }) as AsyncIterable<string[]>) keys.push(...some)
   const conversations = new Set<string>()
   for (const key of new Set(keys)) {
-    const { kind, conversation } = kindOf(key, prefix)
+    const known = kindOf(key, prefix)
+    // What the name of a deleted conversation keeps for a while is no row.
+    const { kind, conversation } = known.kind === 'row' && await redis.pttl(key) !== -1 ? { kind: 'name', conversation: undefined } : known
     found.counts[kind] = (found.counts[kind] ?? 0) + 1
     if (conversation !== undefined) conversations.add(conversation)
     if (kind === 'lock') found.locks.push(key)

@@ -78,7 +78,7 @@ async function listen (t: Test, feed: Feed, conversation: string): Promise<{ hea
       const come = new Promise<void>((resolve) => {
         wake = () => { if (marked()) resolve() }
       })
-      await feed.announce(conversation, mark)
+      await feed.announce(conversation, 'run', mark)
       if (!marked()) await come
       return told()
     }
@@ -168,14 +168,42 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     const second = commitOf(id, { born, version: 1, token: born }, { messages: [['"b"']], events: [eventOf(id, 2)], docs: [{ name: 'd', value: '1' }] })
     t.same(await store.commit(second), { status: 'committed', born, version: 2, epoch: 1 })
     let base: Base = { born, version: 2, token: second.token }
-    for (let others = 0; others < 7; others++) {
+    for (let others = 0; others < 31; others++) {
       base = await stored(store, commitOf(id, base, { docs: [{ name: 'd', value: null }] }))
-      t.same(await store.commit(second), { status: 'committed', born, version: 2, epoch: 1 }, `behind ${others + 1} others`)
+      t.same(await store.commit(second), { status: 'committed', born, version: 2, epoch: 1 }, `behind ${others + 1} other processes`)
     }
     t.same(await store.ledger(id, 0), ['"a"', '"b"'])
     t.same((await store.log(id, 0, 10)).map(({ seq }) => seq), [1, 2])
     t.same(await store.docs(id, ['d']), [null], 'its texts do not come back')
-    t.equal((await store.load(id))?.version, 9)
+    t.equal((await store.load(id))?.version, 33)
+  })
+
+  t.test('R1 F5: of each process the newest commit is known again, however many others have made since', async (t) => {
+    const id = unique('conv')
+    const older = commitOf(id, null, { token: 'mine.1' })
+    const newest = commitOf(id, await stored(store, older) as Base, { token: 'mine.2' })
+    let base = await stored(store, newest)
+    for (let i = 0; i < 100; i++) base = await stored(store, commitOf(id, base, { token: `${'abc'[i % 3]}.${i}` }))
+    t.match(await store.commit(newest), { status: 'committed', version: 2 })
+    t.match(await store.commit(older), { status: 'conflict', row: { version: 102 } }, 'what it was done with before is not')
+    t.match(await store.commit(commitOf(id, base, { token: 'min.2' })), { status: 'committed', version: 103 }, 'a token is known as a whole')
+  })
+
+  t.test('I4b: what is made under the name of a deleted conversation has other event ids, as long as readers may come back', async (t) => {
+    const id = unique('conv')
+    const lives: number[][] = []
+    for (let life = 0; life < 3; life++) {
+      await stored(store, commitOf(id, await stored(store, commitOf(id, null, { events: [eventOf(id, 1)] })), { events: [eventOf(id, 2)] }))
+      const epochs = (await store.log(id, 0, 10)).map(({ epoch }) => epoch)
+      t.equal((await store.load(id))?.epoch, epochs[0])
+      t.equal(epochs[1], epochs[0], 'within one life it stays')
+      lives.push(epochs)
+      t.equal(await store.remove(id), true)
+      t.equal(await store.load(id), null)
+      t.equal(await store.remove(id), false)
+    }
+    t.equal(new Set(lives.flat()).size, 3)
+    t.strictSame(lives.flat(), [...lives.flat()].sort((a, b) => a - b), 'and they rise')
   })
 
   t.test('texts are put, joined into messages and dropped in one commit', async (t) => {

@@ -2,7 +2,7 @@
   Stores one commit of a conversation, unless someone committed since its state was read. All checks come before the first
   write: an error in a script does not undo what it wrote.
 
-  KEYS[1] row        hash: born, version, state, fence, seq, tokens
+  KEYS[1] row        hash: born, version, state, fence, tokens, epoch; of a deleted conversation the epoch alone, see remove.lua
   KEYS[2] messages   list, the ledger, append-only
   KEYS[3] events     stream, entry ids are "<seq>-<epoch - 1>"
   KEYS[4] docs       hash, texts beside the row
@@ -14,7 +14,7 @@
   ARGV[1]  born of the expected row, "" when there must be none
   ARGV[2]  version of the expected row
   ARGV[3]  token of the commit that made it; versions can repeat when Redis has lost some
-  ARGV[4]  token of this commit
+  ARGV[4]  token of this commit, "<process>.<what it has not said before>"
   ARGV[5]  state as JSON, opaque here
   ARGV[6]  fence whose deltas are welcome, "0" for none
   ARGV[7]  due time, "" for none
@@ -24,23 +24,29 @@
            the literal, or "@" and the name of a text), texts to drop, runs for the index, events (seq, type, run id, JSON);
            five numbers separated by spaces
   ARGV[11] length to cut the ledger back to before messages are appended, "" to leave it
-  ARGV[12] newest epoch the caller knows of
+  ARGV[12] what the caller has seen, see epoch.lua
 
-  Returns { 1, epoch, version }                        committed now
-          { 2, epoch, version }                        committed before: this token is known, its reply was lost
-          { 0, epoch, born, version, tokens, state }   someone else was first; decide again on this
-          { 0, epoch }                                 there is no such row
+  Returns { 1, seen, epoch, version }                       committed now
+          { 2, seen, epoch, version }                       committed before: this token is known, its reply was lost
+          { 0, seen, epoch, born, version, token, state }   someone else was first; decide again on this
+          { 0, seen }                                       there is no such row
 ]]
-local row = redis.call('HMGET', KEYS[1], 'born', 'version', 'tokens', 'state', 'fence')
+local row = redis.call('HMGET', KEYS[1], 'born', 'version', 'tokens', 'state', 'fence', 'epoch')
 local born, version, tokens = row[1] or '', row[2] or '0', row[3] or ''
-local epoch = epoch_of(KEYS[8], ARGV[12])
+local newest = string.match(tokens, '^%S*')
+local partition, seen = epoch_of(KEYS[8], ARGV[12])
+local epoch = math.max(partition, tonumber(row[6] or 0))
 
-if tokens ~= '' and string.find(tokens, ARGV[4], 1, true) then
-  return { 2, epoch, tonumber(ARGV[2]) + 1 }
+-- Each process has one commit of a conversation under way at a time, and the newest of each is known.
+local writer = string.match(ARGV[4], '^[^.]*')
+local others = {}
+for token in string.gmatch(tokens, '%S+') do
+  if token == ARGV[4] then return { 2, seen, epoch, tonumber(ARGV[2]) + 1 } end
+  if string.match(token, '^[^.]*') ~= writer and #others < 31 then others[#others + 1] = token end
 end
-if born ~= ARGV[1] or string.match(tokens, '^%S*') ~= ARGV[3] then
-  if born == '' then return { 0, epoch } end
-  return { 0, epoch, born, version, tokens, row[4] }
+if born ~= ARGV[1] or newest ~= ARGV[3] then
+  if born == '' then return { 0, seen } end
+  return { 0, seen, epoch, born, version, newest, row[4] }
 end
 
 local cursor = 13
@@ -99,12 +105,11 @@ end
 if born == '' then
   born = ARGV[4]
   redis.call('HSET', KEYS[1], 'born', born)
+  if row[6] then redis.call('PERSIST', KEYS[1]) end
 end
 version = string.format('%d', tonumber(version) + 1)
--- The last eight tokens: more commits than one process has under way for one conversation when a reply is lost.
-tokens = string.sub(ARGV[4] .. ' ' .. tokens, 1, 8 * (#ARGV[4] + 1))
-redis.call('HSET', KEYS[1], 'version', version, 'state', ARGV[5], 'fence', ARGV[6], 'tokens', tokens)
-if seq then redis.call('HSET', KEYS[1], 'seq', seq) end
+table.insert(others, 1, ARGV[4])
+redis.call('HSET', KEYS[1], 'version', version, 'state', ARGV[5], 'fence', ARGV[6], 'tokens', table.concat(others, ' '))
 if row[5] and row[5] ~= ARGV[6] then redis.call('DEL', KEYS[5]) end
 
 if ARGV[7] == '' then
@@ -114,4 +119,4 @@ else
 end
 
 if seq then redis.call('PUBLISH', ARGV[9], 'e' .. table.concat(published, '\n')) end
-return { 1, epoch, tonumber(version) }
+return { 1, seen, epoch, tonumber(version) }

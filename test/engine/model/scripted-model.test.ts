@@ -126,7 +126,7 @@ t.test('lines "call <tool> {json}" make one turn of parallel calls, and their re
 t.test('everything else is echoed, with what it is and how to get a real model', async (t) => {
   const { model } = await setup(t)
   const [plain] = await converse(model, [{ role: 'user', content: [{ type: 'text', text: 'What is "love"?' }] }], [], () => null)
-  t.match(plain!.text, /built-in scripted model.*not a language model.*You wrote: "What is \\"love\\"\?".*OPENAI_API_KEY.*OPENAI_BASE_URL.*OPENAI_MODEL/s)
+  t.match(plain!.text, /built-in scripted model.*not a language model.*You wrote: "What is \\"love\\"\?".*OPENAI_API_KEY.*OPENAI_MODEL.*OPENAI_BASE_URL/s)
   const [withTools] = await converse(model, [user('hi')], offer('get_weather'), () => null)
   t.match(withTools!.text, /offers get_weather: a line such as "call get_weather \{\}"/)
   const [long] = await converse(model, [user('x'.repeat(10_000))], [], () => null)

@@ -91,7 +91,7 @@ function introduction (asked: string, tools: string[]): string {
   const example = tools.length === 0 ? '' : ` This run offers ${tools.join(', ')}: a line such as "call ${tools[0]} {}" makes me call a tool, several lines several tools at once.`
   return 'This is the built-in scripted model, a small program and not a language model, because no OPENAI_API_KEY is set. '
     + `You wrote: ${quote(asked)}.${example} `
-    + 'For real answers set OPENAI_API_KEY, and for a provider other than OpenAI also OPENAI_BASE_URL and OPENAI_MODEL, and start again.'
+    + 'For real answers set OPENAI_API_KEY (and OPENAI_MODEL, if it shall be another than the default), for a provider other than OpenAI also OPENAI_BASE_URL, and start again.'
 }
 
 function quote (text: string): string {

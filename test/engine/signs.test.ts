@@ -1,0 +1,66 @@
+import t from 'tap'
+import { createBench } from '../support/engine-bench.js'
+import { settled } from '../support/fake-clock.js'
+
+// Signs of life when Redis was away for longer than they hold: nobody could show any, so that they say nothing for a while.
+
+const lease = 10_000
+
+/** Two workers, the first of which is at an LLM call when no sign of life can be shown for `ms`. */
+async function outage (ms: number) {
+  const bench = createBench()
+  const [own, other] = [await bench.worker('w1'), await bench.worker('w2')]
+  await bench.start(own)
+  await settled()
+  const { beat } = bench.presence
+  bench.presence.beat = async () => { throw new Error('Redis is away') }
+  await bench.clock.pass(ms)
+  bench.presence.beat = beat
+  return { bench, own, other }
+}
+
+t.test('I24: whoever is alive when Redis comes back keeps its claims, whoever looks first', async (t) => {
+  for (const ms of [0.8 * lease, 1.1 * lease, 5 * lease]) {
+    for (const first of ['own', 'other'] as const) {
+      const { bench, ...workers } = await outage(ms)
+      await workers[first].engine.sweep()
+      await workers.own.engine.sweep()
+      await workers.other.engine.sweep()
+      await settled()
+      t.strictSame(bench.asked.map(({ signal }) => signal.aborted), [false], `${ms} ms, ${first} first`)
+      await bench.asked[0]?.answer({ text: 'done' })
+      t.strictSame((await bench.said()).slice(-2), ['turn.completed', 'run.completed'])
+    }
+  }
+})
+
+t.test('F60: whoever does not come back with the others is given up one renewal later', async (t) => {
+  const bench = createBench()
+  const [lost, other] = [await bench.worker('w1'), await bench.worker('w2')]
+  await bench.start(lost)
+  await settled()
+  const { beat } = bench.presence
+  bench.presence.beat = async () => { throw new Error('Redis is away') }
+  await bench.clock.pass(3 * lease)
+  bench.presence.beat = async (worker, ttl) => { if (worker !== 'w1') await beat(worker, ttl) }
+  await other.engine.sweep()
+  t.notOk((await bench.said()).includes('turn.retrying 2'))
+  await bench.clock.pass(lease / 3)
+  await other.engine.sweep()
+  t.ok((await bench.said()).includes('turn.retrying 2'))
+})
+
+t.test('B7: while Redis is there a dead worker is given up as soon as its sign has run out', async (t) => {
+  const bench = createBench()
+  const [lost, other] = [await bench.worker('w1'), await bench.worker('w2')]
+  await bench.start(lost)
+  await settled()
+  const { beat } = bench.presence
+  bench.presence.beat = async (worker, ttl) => { if (worker !== 'w1') await beat(worker, ttl) }
+  await bench.clock.pass(lease - 1)
+  await other.engine.sweep()
+  t.notOk((await bench.said()).includes('turn.retrying 2'))
+  await bench.clock.pass(2)
+  await other.engine.sweep()
+  t.ok((await bench.said()).includes('turn.retrying 2'))
+})
