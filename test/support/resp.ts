@@ -13,7 +13,7 @@ export interface RedisCommand {
   script: string | null
   /** The keys of a script; of anything else its arguments. */
   keys: string[]
-  /** Exactly what was sent, one character a byte. */
+  /** What was sent, one character a byte; a script without its source, which says nothing of this command. */
   text: string
 }
 
@@ -105,7 +105,7 @@ export function commandOf (frame: Buffer): RedisCommand {
   if (command !== 'EVAL' && command !== 'EVALSHA') return { name: command, script: null, keys: args, text }
   const [source = '', count = '0', ...rest] = args
   const sha = command === 'EVAL' ? learn(source) : source
-  return { name: 'EVAL', script: scripts.get(sha) ?? null, keys: rest.slice(0, Number(count)), text }
+  return { name: 'EVAL', script: scripts.get(sha) ?? null, keys: rest.slice(0, Number(count)), text: command === 'EVAL' ? text.replace(source, () => '') : text }
 }
 
 const sha1 = (text: string): string => createHash('sha1').update(text, 'latin1').digest('hex')
