@@ -176,6 +176,8 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
         return await ask()
       } catch (error) {
         if (error instanceof StartError || state === 'stopping') throw error
+        const { name, message } = error as Error
+        if (name === 'ReplyError' && message.startsWith('NOPERM')) throw new StartError(`Redis refuses what Interlock needs (${message}): give the user of REDIS_URL the right to it.`)
         log.warn({ err: (error as Error).message }, 'Redis did not answer during the start; asking again')
         await new Promise((resolve) => setTimeout(resolve, 250))
       }

@@ -33,7 +33,7 @@ try {
         .then(() => step('tap', ['tap', 'build'], env)), // as .taprc wants it: without its own compiler, which it would use once more
       step('build', ['npm', 'run', '--silent', 'build'], env).then(() => step('lint', ['eslint', '.'], env)) // the process tests also run what is shipped
     ])
-    await tests(process.argv.slice(2), { ...env, INTERLOCK_TEST_DIST: join(root, 'dist') })
+    await tests(process.argv.slice(2), { CHAOS_REPEATS: '0.2', ...env, INTERLOCK_TEST_DIST: join(root, 'dist'), INTERLOCK_TEST_SHORT: '1' })
   } finally {
     await redis.stop()
   }
@@ -106,7 +106,7 @@ async function tests (args: string[], env: NodeJS.ProcessEnv): Promise<void> {
 /** tap takes every .ts file of a folder for a test. */
 function testFiles (argument: string): string[] {
   if (!statSync(argument, { throwIfNoEntry: false })?.isDirectory()) return [argument]
-  return readdirSync(argument, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.test.ts')).map((name) => join(argument, name))
+  return readdirSync(argument, { recursive: true, encoding: 'utf8' }).filter((name) => /\.(test|matrix)\.ts$/.test(name)).map((name) => join(argument, name))
 }
 
 function report (ok: boolean, title: string, started: number): void {

@@ -24,6 +24,7 @@ quick=
 # check <model> <safety|live> <holds|broken> <switches>
 check () {
   rm -f pan* ./*.trail
+  : > pan.out
   # shellcheck disable=SC2086
   spin -a $4 "$models/$1.pml" > spin.out 2>&1 || { cat spin.out; exit 1; }
   # What is broken is found at once: there the compiler is what takes time.
@@ -40,6 +41,7 @@ check () {
   seconds=$(sed -n 's/.*elapsed time \([0-9.]*\) .*/\1/p' pan.out | head -1)
   what=$(sed -n 's/^pan:1: \(.*\) (at depth.*/\1/p' pan.out | head -1)
   if grep -qiE 'too small|out of memory|time limit' pan.out; then result='not looked at in full'
+  elif [ -z "$found" ]; then result='did not run'
   elif [ "$found" = 0 ]; then result=holds
   else result=broken
   fi

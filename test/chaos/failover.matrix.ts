@@ -100,5 +100,6 @@ story('F64: two primaries, and a worker that still works for the old one: what i
   ownRedis: { tcp: true, args: ['--repl-diskless-sync-delay', '0'] },
   env: { INTERLOCK_LOCK_TTL_MS: '1000', INTERLOCK_SWEEP_MS: '200', INTERLOCK_STALLED_MS: '1000' },
   // The lost side has paid for two LLM calls and one tool call that no log has.
-  except: ['rollback']
+  except: ['rollback'],
+  long: true
 })

@@ -42,7 +42,7 @@ story('N10: a request under way is answered when the process is told to end, and
   t.same(await leaving.exited, { code: 1, signal: null })
   const { client } = await service({ env: { INTERLOCK_LOCK_TTL_MS: '1000' } })
   t.equal((await client.ended(JSON.parse(answer.text).id as string)).output, 'done')
-})
+}, { long: true })
 
 for (const [when, order] of [
   ['after Redis has stopped answering', ['pause', 'term']],
@@ -75,5 +75,5 @@ for (const [when, order] of [
     t.ok(stream.retries.length >= 2, 'come back')
     if (order.some((step) => step === 'pause')) server?.resume()
     else await server?.start()
-  }, { ownRedis: true, except: ['deltas'] })
+  }, { ownRedis: true, except: ['deltas'], long: true })
 }

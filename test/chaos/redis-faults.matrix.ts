@@ -70,7 +70,7 @@ for (const way of ['both', 'requests', 'replies'] as const) {
     const types = stream.types().filter((type, i, all) => type !== 'turn.retrying' || all[i - 1] !== type)
     t.same(types, ['run.created', 'run.started', 'turn.started', 'turn.retrying', 'turn.completed', 'run.completed'])
     t.equal(model.requests().length, 2)
-  }, { env: SHORT })
+  }, { env: SHORT, long: way !== 'both' })
 }
 
 for (const [what, stop] of [
@@ -98,7 +98,7 @@ for (const [what, stop] of [
     // What was answered 503 has been done, or is done now: its key makes it one.
     const { text } = await world.watch(createClient(api.url, { patient: true })).request('POST', '/runs', { body: body(99), headers: { 'idempotency-key': 'meanwhile' } })
     await whole(t, world, api.client, [...runs.map(({ id }) => id), (JSON.parse(text) as { id: string }).id])
-  }, { ownRedis: true, except: ['deltas'] })
+  }, { ownRedis: true, except: ['deltas'], long: what !== 'frozen' })
 }
 
 story('F66: each command to Redis takes 200 ms more: all is slower, and nothing is done twice', async (t, world) => {
@@ -108,7 +108,7 @@ story('F66: each command to Redis takes 200 ms more: all is slower, and nothing 
   proxy.slow(200)
   const runs = await Promise.all(range(4).map((i) => client.start(body(i))))
   await whole(t, world, client, runs.map(({ id }) => id))
-})
+}, { long: true })
 
 story('F67: scripts flushed and all clients killed every 100 ms under load: it takes longer, and nothing is lost or carried out twice', async (t, world) => {
   const body = load(world)
@@ -130,7 +130,7 @@ story('F67: scripts flushed and all clients killed every 100 ms under load: it t
   over = true
   await storm
   t.equal(world.tools.count(), 2 * (TURNS - 1) * ids.length, 'each tool call once')
-}, { ownRedis: true, except: ['deltas'] })
+}, { ownRedis: true, except: ['deltas'], long: true })
 
 /** Makes Redis refuse writes, and takes it back. */
 const refusals: Record<string, (redis: Redis) => Promise<() => Promise<unknown>>> = {

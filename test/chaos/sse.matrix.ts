@@ -89,7 +89,7 @@ story('F83: readers that stop, half-open or one byte at a time: memory stays bou
   const again = await client.follow(run, 3)
   await again.ended
   t.same(again.events().map(({ seq }) => seq), alive.events().slice(3).map(({ seq }) => seq))
-}, { except: ['deltas'] })
+}, { except: ['deltas'], long: true })
 
 const noLimits = spawnSync('prlimit', ['--version']).status === 0 ? false : 'prlimit (util-linux) sets the limit of a process that runs, and is not on this machine'
 
@@ -159,4 +159,4 @@ story('F85: an API process killed in the middle of a frame: half of it is nothin
   const rest = await other.client.open(`/runs/${run.id}/events`, { lastEventId: String(last) })
   await rest.ended
   t.same(rest.events().map(({ seq }) => seq), whole.slice(last).map(({ seq }) => seq))
-})
+}, { long: true })

@@ -119,4 +119,4 @@ story('F27: one call of fifty kills its worker each time: it fails after a few d
   t.match(ended.find(({ name }) => name === 'poison'), { status: 'failed', attempt: 5, error: { code: 'outcome_unknown' } })
   t.same(ended.filter(({ name, status }) => name === 'good' && status !== 'completed'), [], 'all others have their result')
   t.equal(deaths, 5)
-}, { env: SHORT })
+}, { env: SHORT, long: true })

@@ -1,3 +1,4 @@
+import { Redis } from 'ioredis'
 import { call, say } from '../support/model-reply.js'
 import { createClient, problemIn, within } from '../support/client.js'
 import { spawnProcess } from '../support/service.js'
@@ -34,6 +35,7 @@ story('F60, N12: Redis is killed and restarted under load: 503 within a second m
 
   await server?.start()
   for (const run of before) t.match(await client.ended(run), { status: 'completed', output: 'done', usage: { tool_calls: 12 } })
+  t.same(range(12).map((i) => model.requests(`conv:${i}`).length), range(12).map(() => 5), 'no LLM call was made twice')
   for (const stream of streams) {
     await stream.ended
     t.equal(stream.types().at(-1), 'run.completed', 'who reads meanwhile waits, and goes on reading')
@@ -74,4 +76,14 @@ story('a process that waits for Redis ends on SIGTERM as well, with code 0', asy
   t.same(await child.exited, { code: 0, signal: null })
   t.equal(child.stderr(), '')
   await server?.start()
+}, { ownRedis: true })
+
+story('a Redis that refuses what Interlock needs is said in one line, and the process ends with code 1', async (t, { server, env }) => {
+  const admin = new Redis(server?.url ?? '')
+  t.teardown(() => admin.quit())
+  await admin.call('ACL', 'SETUSER', 'app', 'on', '>secret', '~*', '&*', '+@all', '-hsetnx')
+  const child = spawnProcess(t, 'all', env({ REDIS_URL: `${server?.url}?username=app&password=secret` }))
+  t.same(await child.exited, { code: 1, signal: null })
+  t.match(child.stderr(), /^Redis refuses what Interlock needs \(NOPERM [^\n]*hsetnx[^\n]*\): give the user of REDIS_URL the right to it\.\n$/)
+  t.notMatch(child.stderr(), /secret/)
 }, { ownRedis: true })

@@ -86,6 +86,8 @@ async function chaotic (folder: string): Promise<Caught> {
 async function tested (folder: string, file: string): Promise<Caught> {
   const { code, output } = await run(folder, [file])
   if (code === 0) return null
+  const [unreadable] = /^.*(Transform failed with|Error compiling script).*$/m.exec(output) ?? []
+  if (unreadable !== undefined) throw new Error(`what was planted is no code: ${unreadable.trim()}`)
   const failed = [...output.matchAll(/^( *)not ok \d+ - (.*?)(?: # time=.*)?(?: \{)?$/gm)].map(([, indent = '', title = '']) => ({ depth: indent.length, title }))
   const rule = /message: [>|]-?\n\s*(.*(?:\n\s+(?!what happened).*)*?)\n\s*what happened/.exec(output)?.[1]?.replaceAll(/\s+/g, ' ')
   // The outermost of them says what was to be true.

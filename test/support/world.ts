@@ -34,6 +34,8 @@ export interface StoryOptions {
   ownRedis?: boolean | PrivateRedisOptions
   /** What cannot be asked of this test: see `Exception`. */
   except?: Exception[]
+  /** It takes its time: `npm test` leaves it out, `npm run matrix` does not. */
+  long?: boolean
 }
 
 export const API_KEY = 'sk-canary-of-the-provider'
@@ -46,7 +48,8 @@ let held: Promise<unknown> | undefined
  * conversation it made agree with each other (`judge`).
  */
 export function story (title: string, tell: (t: Test, world: World) => Promise<void>, options: StoryOptions = {}): void {
-  void root.test(title, async (t) => {
+  const skip = options.long === true && process.env.INTERLOCK_TEST_SHORT !== undefined && 'it takes long: npm run matrix'
+  void root.test(title, { skip }, async (t) => {
     held ??= testRedis(root)
     await held
     const { world, conclude } = await openWorld(t, options)
