@@ -117,7 +117,7 @@ export default (async (app) => {
       tags,
       params: runParams,
       headers: postHeaders,
-      querystring: query({ wait: Type.Boolean({ default: false, description: '`1`: answer when nothing of it runs any more, also a call with `cancellable: false`; after 15 s at the latest.' }) }),
+      querystring: query({ wait: Type.Boolean({ default: false, description: '`1`: answer when nothing of its turn runs any more, also a call with `cancellable: false`; after 15 s at the latest.' }) }),
       response: { 200: json('The run.', Run, replayedHeader), ...problems(404, 409, 415, 422) }
     }
   }, async (request, reply) => {

@@ -1,5 +1,5 @@
 import type { CallOutcome } from './command.js'
-import { abortWorker, append, docNames, drop, emit, iso, put, type Draft, type Piece } from './draft.js'
+import { abortWorker, append, docNames, drop, elapsed, emit, iso, put, type Draft, type Piece } from './draft.js'
 import { asGiven, putIn } from './references.js'
 import { fillResources } from './resources.js'
 import type { CallError, CallStatus } from './run.js'
@@ -99,7 +99,7 @@ function settleCall (
   draft: Draft, run: ActiveRun, phase: BatchPhase, call: CallState, status: Extract<CallStatus, 'completed' | 'failed' | 'cancelled'>,
   told: Record<string, unknown>, kept: { output?: unknown, error?: CallError, reason?: string, operation?: string | undefined }, text: string | null
 ): void {
-  const duration = call.started_at === null ? 0 : draft.now - call.started_at
+  const duration = call.started_at === null ? 0 : elapsed(draft, call.started_at)
   call.status = status
   call.worker = null
   call.arguments = null

@@ -145,6 +145,9 @@ export function nextFence (draft: Draft): number {
   return draft.state.fence
 }
 
+/** Milliseconds since a moment that another process may have told, whose clock can be a little ahead of ours: never less than none. */
+export const elapsed = (draft: Draft, since: number): number => Math.max(0, draft.now - since)
+
 /** Has the worker told that it works for nothing; null: there is none. */
 export function abortWorker (draft: Draft, worker: string | null, fence: number | null, callIds: string[], reason: string): void {
   if (worker !== null) draft.effects.push({ type: 'abort', worker, fence, call_ids: callIds, reason })

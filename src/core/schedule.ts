@@ -174,7 +174,7 @@ function generationOf (waitedMs: number, leaseMs: number): string {
 /**
  * When somebody has to look at this conversation again even if nothing happens: the sweep finds it by this time. Null when nothing is
  * going on.
- * - claimed work: when its worker's life sign, if it died this moment, has run out
+ * - claimed work: when its worker's sign of life, if it died this moment, has run out
  * - work nobody has claimed: soon, then ever more rarely, and every three leases at last, in case its job was lost
  * - a retry, a call's place under a rate limit, a scheduled run, a delayed message, a suspension that expires, the run's own timeout: at their time
  */

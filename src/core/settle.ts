@@ -1,6 +1,6 @@
 import { cancelCall, failCall, isUsedUp, link, openBatch, startCall, usedUp } from './batch.js'
 import { deliver } from './delivery.js'
-import { appendWaiting, emit, nextFence, type Draft } from './draft.js'
+import { appendWaiting, elapsed, emit, nextFence, type Draft } from './draft.js'
 import { endRun } from './ending.js'
 import type { CallError, Usage } from './run.js'
 import { awaited, placeable, startable } from './schedule.js'
@@ -166,7 +166,7 @@ const RULES: Rule[] = [
     const counts = { completed: 0, failed: 0, cancelled: 0 }
     for (const call of phase.calls) counts[call.status as keyof typeof counts]++
     const closed = emit(draft, run, 'batch.completed', { turn: phase.turn, batch_id: phase.id, caused_by: phase.calls.map((call) => call.cause) }, {
-      duration_ms: draft.now - phase.started_at, counts
+      duration_ms: elapsed(draft, phase.started_at), counts
     })
     const failures = phase.calls.filter((call) => call.status === 'failed').sort((a, b) => a.settled - b.settled)
     const [first] = failures

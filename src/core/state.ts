@@ -224,7 +224,7 @@ export interface RunEnd {
   error: RunError | null
   stop_reason: StopReason | null
   reason: string | null
-  /** Who was at work for it, and was told to stop; left out: nobody. */
+  /** Who was at work for it when it ended; left out: nobody. */
   workers?: string[]
   /** `seq` of its terminal event. */
   last_seq: number

@@ -1,6 +1,6 @@
 import { completeCall, failCall, isUsedUp, setArguments, startCall, usedUp } from './batch.js'
 import type { Decide, Decision, SubmitOutputs } from './command.js'
-import { docNames, emit, iso, put, type Draft } from './draft.js'
+import { docNames, elapsed, emit, iso, put, type Draft } from './draft.js'
 import { awaited, suspendable } from './schedule.js'
 import { isOpen, type ActiveRun, type BatchPhase, type CallState, type Suspension } from './state.js'
 import type { Refusal } from './transition.js'
@@ -146,7 +146,7 @@ export function resolve (draft: Draft, run: ActiveRun, phase: BatchPhase, outcom
   const { id, cause, created_at: createdAt } = phase.suspension as Suspension
   phase.suspension = null
   run.status = 'running'
-  run.paused_ms += draft.now - createdAt
+  run.paused_ms += elapsed(draft, createdAt)
   return emit(draft, run, 'suspension.resolved', { turn: phase.turn, batch_id: phase.id, caused_by: [cause] }, { suspension_id: id, outcome })
 }
 

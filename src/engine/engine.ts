@@ -14,7 +14,7 @@ export interface EngineDeps extends WorkDeps {
 
 /** A worker. What it is told to execute, it may claim for itself. */
 export interface Engine extends Executed {
-  /** Takes the part of a worker: shows life signs, takes notes, and from now on work. May be tried again when it rejects. */
+  /** Takes the part of a worker: shows signs of life, takes notes, and from now on work. May be tried again when it rejects. */
   start: () => Promise<void>
   /** Performs what is due for a conversation. Resolves when this worker has nothing more to do for it, at once when nothing was due. */
   advance: (conversation: string) => Promise<void>
@@ -27,10 +27,13 @@ export interface Engine extends Executed {
 }
 
 /**
- * What part of the time that a sign of life holds may lie between two of ours before we doubt those of others: had Redis been away for less, nobody's could
- * have run out.
+ * What part of the time that a sign of life holds may lie between two of ours before we doubt those of others. Theirs may be a third older than ours: had
+ * Redis been away for less than this, they would have had the rest to come back.
  */
-const DOUBT = 2 / 3
+const DOUBT = 1 / 2
+
+/** The least time in which a living worker is back after an outage: its connection tries four times a second. Milliseconds. */
+const RETURN_MS = 1000
 
 /** Into how many parts a renewal's time is cut, to show a sign of life again that could not be shown. */
 const BEAT_TRIES = 10
@@ -52,8 +55,9 @@ export function createEngine (deps: EngineDeps): Engine {
   /** Commits under way that may claim work. */
   const arriving = new Set<Promise<unknown>>()
   let unlisten = () => { /* not listening yet */ }
-  /** Puts off the next sign of life for ever. */
-  let rest = () => { /* none has been shown yet */ }
+  /** Cancels the next sign of life. */
+  let rest = () => { /* none is planned yet */ }
+  /** None is planned any more. */
   let rested = false
 
   const performer: Performer = {
@@ -119,7 +123,8 @@ export function createEngine (deps: EngineDeps): Engine {
     }
     if (note.type === 'report') {
       const announce = () => feed.announce(conversation, note.run_id, settings.worker).catch(() => { /* who waits does not wait for ever */ })
-      return void work.over(conversation, note.run_id).then(announce)
+      // Between two commits, so that what one of them claims is known here.
+      return executed.between(conversation, () => void work.settledRun(conversation, note.run_id).then(announce))
     }
     work.abort(conversation, note.fence, note.call_ids, note.reason)
   }
@@ -144,8 +149,9 @@ export function createEngine (deps: EngineDeps): Engine {
     if (before === null) return
     const claims = claimsOf(before.state)
     const workers = [...new Set(claims.map((claim) => claim.worker))]
+    const signsCount = clock.now() >= signsCountFrom
     const left = new Map((await presence.left(workers)).map((ms, i) => [workers[i] as string, ms]))
-    const isLost = (worker: string) => worker !== settings.worker && left.get(worker) === 0 && clock.now() >= signsCountFrom
+    const isLost = (worker: string) => worker !== settings.worker && left.get(worker) === 0 && signsCount
     await lapse(conversation, claims.filter((claim) => isLost(claim.worker)))
     const found = await store.load(conversation)
     const now = clock.now()
@@ -169,7 +175,9 @@ export function createEngine (deps: EngineDeps): Engine {
     const since = beaten
     await presence.beat(settings.worker, settings.leaseMs)
     beaten = clock.now()
-    if (beaten - since >= DOUBT * settings.leaseMs) signsCountFrom = beaten + settings.leaseMs / 3
+    const doubted = beaten + Math.max(settings.leaseMs / 3, RETURN_MS)
+    // The clock may have been set back since.
+    signsCountFrom = beaten - since >= DOUBT * settings.leaseMs ? doubted : Math.min(signsCountFrom, doubted)
     // The sign had lapsed, and our claims with it: others may have them by now.
     if (beaten - since >= settings.leaseMs) await work.recheck()
   }
@@ -187,7 +195,7 @@ export function createEngine (deps: EngineDeps): Engine {
     async start () {
       await beat()
       // What was before us we have not seen: Redis may just have come back.
-      signsCountFrom = beaten + settings.leaseMs / 3
+      signsCountFrom = beaten + Math.max(settings.leaseMs / 3, RETURN_MS)
       unlisten = await feed.listen(settings.worker, take)
       open = true
       beatAfter(settings.leaseMs / 3)

@@ -50,8 +50,8 @@ export interface ClaimedWork {
   isKnown: (conversation: string, claim: Claim) => boolean
   /** Stops a turn, or calls; null and none: nothing. */
   abort: (conversation: string, fence: number | null, callIds: string[], reason: string) => void
-  /** Resolves when nothing of this run is at work here. */
-  over: (conversation: string, runId: string) => Promise<void>
+  /** As `settled`, for one run: its turn and calls. */
+  settledRun: (conversation: string, runId: string) => Promise<void>
   /**
    * Ends work whose claim is gone: whoever was stopped or cut off for a while has not heard that it was given up. What is claimed here stands in the row
    * before the work begins, so a row that is read later decides.
@@ -302,9 +302,13 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
       if (fence !== null) desk?.turns.get(fence)?.abort.abort(new Error(reason))
       for (const id of callIds) desk?.calls.get(id)?.abort.abort(new Error(reason))
     },
-    async over (conversation, runId) {
-      const desk = desks.get(conversation)
-      await Promise.all([...desk?.turns.values() ?? [], ...desk?.calls.values() ?? []].filter((work) => work.run_id === runId).map((work) => work.done))
+    async settledRun (conversation, runId) {
+      for (;;) {
+        const desk = desks.get(conversation)
+        const left = [...desk?.turns.values() ?? [], ...desk?.calls.values() ?? []].filter((work) => work.run_id === runId)
+        if (left.length === 0) return
+        await Promise.all(left.map((work) => work.done))
+      }
     },
     recheck,
     conversations: () => [...desks.keys()],

@@ -52,7 +52,7 @@ export const events = {
   'run.failed': event('run.failed', 'Last event of a run that could not go on.', end),
   'run.cancelled': event('run.cancelled', 'Last event of a run that was stopped.', { ...end, reason: Type.String() }),
   'turn.started': event('turn.started', 'An LLM call begins; exactly one per turn number.', { ...turn, ...attempt, model: Type.String(), message_count: Type.Integer() }),
-  'turn.retrying': event('turn.retrying', 'The turn is tried again: a provider error, a stream that was cut, or a worker that was lost.', {
+  'turn.retrying': event('turn.retrying', 'The turn is tried again: a provider error, a stream that was cut, or a worker that was lost or handed it over.', {
     ...turn, ...attempt, reason: Type.String(), delay_ms: Type.Number(), model: Type.String()
   }),
   'turn.completed': event('turn.completed', 'The model has answered.', {

@@ -109,8 +109,11 @@ export function createRunService (context: Context): Services['runs'] {
       }
       const awaited = new Set<string>()
       const isOver = () => awaited.size === 0 ? true : null
+      const ask = () => Promise.all([...awaited].map((worker) => feed.tell(worker, { type: 'report', conversation, run_id: runId })))
       if (!wait) await stop()
       else await listening(conversation, STOP_WAIT_MS, (signal) => {
+        // What was said meanwhile is lost.
+        if (signal.kind === 'gap') void ask().catch(() => { /* the next one, or the time, ends it */ })
         if (signal.kind !== 'stopped' || signal.run_id !== runId || !awaited.delete(signal.worker)) return null
         return isOver()
       }, async () => {
@@ -120,7 +123,7 @@ export function createRunService (context: Context): Services['runs'] {
         const { workers = [] } = end == null ? {} : JSON.parse(end) as RunEnd
         const left = await presence.left(workers)
         workers.forEach((worker, i) => { if (left[i] !== 0) awaited.add(worker) })
-        await Promise.all([...awaited].map((worker) => feed.tell(worker, { type: 'report', conversation, run_id: runId })))
+        await ask()
         return isOver()
       })
       return await requireRun(store, conversation, runId)

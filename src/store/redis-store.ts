@@ -1,10 +1,9 @@
-import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import type { Cluster, Redis } from 'ioredis'
 import type { State } from '../core/state.js'
 import { readEntryId } from './entry-id.js'
 import { partitionOfRun, type Keys } from './keys.js'
 import { planCommit } from './plan.js'
+import { define, source } from './scripts.js'
 import type { Committed, Partial, Row, Store, StoredEvent } from './store.js'
 
 type Reply<T> = Promise<T>
@@ -153,12 +152,4 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
       })
     }
   }
-}
-
-function define (redis: Redis | Cluster, name: string, file: string, numberOfKeys: number, prelude = ''): void {
-  redis.defineCommand(name, { numberOfKeys, lua: prelude + source(file) })
-}
-
-function source (file: string): string {
-  return readFileSync(join(import.meta.dirname, 'lua', `${file}.lua`), 'utf8')
 }

@@ -47,8 +47,8 @@ export interface StoredEvent {
   seq: number
   /**
    * The epoch it was stored in: 1 on a fresh Redis, and a greater one from every start of a server, or promotion of a replica, on, and in a conversation
-   * that has the name of a deleted one. What was acknowledged before may be lost then, and its numbers are given again; together with its epoch a `seq`
-   * names one content for ever (FAULTS I4b). Starts are not seen where Redis does not say whose data it has (`INFO replication`).
+   * that has the name of one that was deleted within the last week. What was acknowledged before may be lost then, and its numbers are given again;
+   * together with its epoch a `seq` names one content (FAULTS I4b). Starts are not seen where Redis does not say whose data it has (`INFO replication`).
    */
   epoch: number
   type: string

@@ -1,7 +1,6 @@
-import { readFileSync } from 'node:fs'
-import { join } from 'node:path'
 import type { Cluster, Redis } from 'ioredis'
 import type { Keys } from './keys.js'
+import { define } from './scripts.js'
 
 /** What stands beside a row and may be left over: for whoever looks after a conversation that does not go on. */
 export interface Upkeep {
@@ -15,7 +14,7 @@ export interface Upkeep {
 
 /** On Redis, whose clock it goes by. */
 export function createUpkeep (redis: Redis | Cluster, keys: Keys): Upkeep {
-  redis.defineCommand('interlockUnlock', { numberOfKeys: 1, lua: readFileSync(join(import.meta.dirname, 'lua', 'unlock.lua'), 'utf8') })
+  define(redis, 'interlockUnlock', 'unlock', 1)
   const scripts = redis as unknown as { interlockUnlock: (key: string, value: string) => Promise<number> }
   return {
     async due (conversation) {

@@ -43,7 +43,7 @@ const POINTS: Record<string, RedisMatch> = {
   'a delta': { script: 'append' },
   'the lock': { script: 'lock' },
   'the unlock': { script: 'unlock' },
-  'the renewal of the lock': { script: 'extend' },
+  'the renewal of the lock': { script: 'renew' },
   'the sign of life': { command: 'SET', key: ':worker:' },
   'the queueing of a hint': { script: 'addStandardJob' },
   'the taking of a hint': { script: 'moveToActive' },

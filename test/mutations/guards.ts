@@ -11,7 +11,8 @@ export const GUARDS: Bug[] = [
   { bug: 'deltas unfenced', file: 'src/store/memory-store.ts', edits: [[' || found.fence !== fence) return false', ') return false']], by: 'simulation' },
   { bug: 'deltas unfenced in Redis', file: 'src/store/lua/append.lua', edits: [['redis.call(\'HGET\', KEYS[1], \'fence\') ~= ARGV[1]', 'false']], by: 'test/store/redis-store.test.ts' },
   { bug: 'no abort on a lost lease', file: 'src/engine/turn.ts', edits: [['AbortSignal.any([signal, lease.signal, stop.signal])', 'AbortSignal.any([signal, stop.signal])']], by: 'simulation' },
-  { bug: 'who was away counts as dead', file: 'src/engine/engine.ts', edits: [[' && clock.now() >= signsCountFrom', '']], by: 'test/engine/signs.test.ts' },
+  { bug: 'who was away counts as dead', file: 'src/engine/engine.ts', edits: [['=== 0 && signsCount\n', '=== 0\n']], by: 'test/engine/signs.test.ts' },
+  { bug: 'a lease is lost to a Redis that does not answer', file: 'src/engine/lease.ts', edits: [['() => null)', '() => false)']], by: 'test/engine/lease.test.ts' },
   { bug: 'a sweep judges before its own worker has shown a sign of life', file: 'src/engine/engine.ts', edits: [['      if (open && clock.now() - beaten >= DOUBT * settings.leaseMs) await beat()\n', '']], by: 'test/engine/signs.test.ts' },
   // Hints
   { bug: 'the sweep is off', file: 'src/engine/engine.ts', edits: [['due.map((conversation) =>', 'due.slice(due.length).map((conversation) =>']], by: 'simulation' },

@@ -57,7 +57,7 @@ const TEXTS: { bug: string, file: string, find: string, put: string }[] = [
   { bug: 'the first decision resumes the run', file: 'core/suspension', find: 'phase.calls.some((call) => call.status === \'suspended\' && !isConsented(call))) return false', put: 'phase.calls.every((call) => call.status === \'suspended\' && !isConsented(call))) return false' },
   { bug: 'what a client gives is taken for an approval', file: 'core/suspension', find: '.filter((call) => awaited(call) === \'client_tool\' && !isTooLate', put: '.filter((call) => !isTooLate' },
   { bug: 'a rejection loses its reason', file: 'core/suspension', find: 'const because = decision.reason === null ? \'\'', put: 'const because = decision.reason !== undefined ? \'\'' },
-  { bug: 'a run\'s time runs while it waits for somebody', file: 'core/suspension', find: '  run.paused_ms += draft.now - createdAt\n', put: '  run.paused_ms += 0 * createdAt\n' },
+  { bug: 'a run\'s time runs while it waits for somebody', file: 'core/suspension', find: '  run.paused_ms += elapsed(draft, createdAt)\n', put: '  run.paused_ms += 0 * createdAt\n' },
   { bug: 'a client\'s late output is lost', file: 'services/actions', find: 'await Promise.all(late.map(', put: 'await Promise.all(late.slice(late.length).map(' },
   { bug: 'a tool\'s late result is lost', file: 'engine/work', find: 'await orphan(output, timedOut) }', put: 'if (timedOut === null) await orphan(output, timedOut) }' },
   { bug: 'an attached orphan stays', file: 'core/orphans', find: '  forget(draft, [orphan.call_id])\n', put: '' },

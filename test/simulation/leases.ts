@@ -8,7 +8,7 @@ export type LockTable = Map<string, { token: string, until: number }>
 /** What the lock server granted to whom, and until when it stood. */
 export interface Grant { conversation: string, machine: Machine, from: number, until: number }
 
-/** Leases as src/engine/lease.ts makes them of redlock, on virtual time. */
+/** Leases as those of src/engine/lease.ts, on virtual time; more easily lost: at the first renewal that gets no answer. */
 export function createLeases (machine: Machine, timeline: Timeline, locks: LockTable, leaseMs: number, grants: Grant[]): Leases {
   let tokens = 0
   const held = (conversation: string) => {
