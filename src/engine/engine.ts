@@ -52,6 +52,7 @@ export function createEngine (deps: EngineDeps): Engine {
    * come back together with us: they have the time of one renewal.
    */
   let signsCountFrom = 0
+  const returnMs = Math.max(settings.leaseMs / 3, RETURN_MS)
   /** Commits under way that may claim work. */
   const arriving = new Set<Promise<unknown>>()
   let unlisten = () => { /* not listening yet */ }
@@ -175,7 +176,7 @@ export function createEngine (deps: EngineDeps): Engine {
     const since = beaten
     await presence.beat(settings.worker, settings.leaseMs)
     beaten = clock.now()
-    const doubted = beaten + Math.max(settings.leaseMs / 3, RETURN_MS)
+    const doubted = beaten + returnMs
     // The clock may have been set back since.
     signsCountFrom = beaten - since >= DOUBT * settings.leaseMs ? doubted : Math.min(signsCountFrom, doubted)
     // The sign had lapsed, and our claims with it: others may have them by now.
@@ -195,7 +196,7 @@ export function createEngine (deps: EngineDeps): Engine {
     async start () {
       await beat()
       // What was before us we have not seen: Redis may just have come back.
-      signsCountFrom = beaten + Math.max(settings.leaseMs / 3, RETURN_MS)
+      signsCountFrom = beaten + returnMs
       unlisten = await feed.listen(settings.worker, take)
       open = true
       beatAfter(settings.leaseMs / 3)

@@ -6,13 +6,18 @@ import { settled } from '../support/fake-clock.js'
 
 const lease = 10_000
 
-/** Two workers, the first of which is at an LLM call when no sign of life can be shown for `ms`. */
-async function outage (ms: number) {
+/** Two workers, the first of which is at an LLM call; and how signs of life are shown. */
+async function pair () {
   const bench = createBench()
   const [own, other] = [await bench.worker('w1'), await bench.worker('w2')]
   await bench.start(own)
   await settled()
-  const { beat } = bench.presence
+  return { bench, own, other, beat: bench.presence.beat }
+}
+
+/** The same, when no sign of life could be shown for `ms`. */
+async function outage (ms: number) {
+  const { bench, own, other, beat } = await pair()
   bench.presence.beat = async () => { throw new Error('Redis is away') }
   await bench.clock.pass(ms)
   bench.presence.beat = beat
@@ -35,11 +40,7 @@ t.test('I24: whoever is alive when Redis comes back keeps its claims, whoever lo
 })
 
 t.test('F60: whoever does not come back with the others is given up one renewal later', async (t) => {
-  const bench = createBench()
-  const [lost, other] = [await bench.worker('w1'), await bench.worker('w2')]
-  await bench.start(lost)
-  await settled()
-  const { beat } = bench.presence
+  const { bench, other, beat } = await pair()
   bench.presence.beat = async () => { throw new Error('Redis is away') }
   await bench.clock.pass(3 * lease)
   bench.presence.beat = async (worker, ttl) => { if (worker !== 'w1') await beat(worker, ttl) }
@@ -51,11 +52,7 @@ t.test('F60: whoever does not come back with the others is given up one renewal 
 })
 
 t.test('B7: while Redis is there a dead worker is given up as soon as its sign has run out', async (t) => {
-  const bench = createBench()
-  const [lost, other] = [await bench.worker('w1'), await bench.worker('w2')]
-  await bench.start(lost)
-  await settled()
-  const { beat } = bench.presence
+  const { bench, other, beat } = await pair()
   bench.presence.beat = async (worker, ttl) => { if (worker !== 'w1') await beat(worker, ttl) }
   await bench.clock.pass(lease - 1)
   await other.engine.sweep()
