@@ -4,10 +4,10 @@ import { CALLS_PER_JOB, dueAt, isOverdue, wanted } from '../core/schedule.js'
 import { claimsOf, type Claim } from '../core/state.js'
 import type { Presence, WorkerNote } from '../store/store.js'
 import { readArguments } from './arguments.js'
-import { abortNote, createExecute, type Executed, type Performer } from './execute.js'
+import { createExecute, type Executed, type Performer } from './execute.js'
 import { createClaimedWork, type WorkDeps } from './work.js'
 
-export interface EngineDeps extends WorkDeps {
+export interface EngineDeps extends Omit<WorkDeps, 'claimsStand'> {
   presence: Presence
   observe?: (events: Event[]) => void
 }
@@ -45,8 +45,10 @@ const HAND_OVER_MS = 2000
 export function createEngine (deps: EngineDeps): Engine {
   const { store, feed, presence, hints, clock, log, settings } = deps
   let open = false
-  /** When the sign of life was last shown. */
+  /** When the sign of life was last sent, of those that were shown: from then on it stands for a lease at least. */
   let beaten = clock.now()
+  /** The look at what is claimed here, under way or done. */
+  let looking = Promise.resolve()
   /**
    * From when on a sign of life that is not there says that its worker is gone. Where none could be shown for a while, because Redis was away, the living
    * come back together with us: they have the time of one renewal.
@@ -74,8 +76,10 @@ export function createEngine (deps: EngineDeps): Engine {
       }
     },
     perform (conversation, row, effect) {
+      if (effect.type === 'abort') return work.abort(conversation, effect.fence, effect.call_ids, effect.reason)
+      if (row === null) return
       // Of commands that were stored together one may have undone what another one claimed: what stands in the row is performed.
-      const claims = claimsOf(row.state)
+      const claims = claimsOf(row.state).filter(({ worker }) => worker === settings.worker)
       switch (effect.type) {
         case 'call_model':
           if (claims.some((claim) => claim.fence === effect.fence)) work.startTurn(conversation, row, effect)
@@ -84,15 +88,13 @@ export function createEngine (deps: EngineDeps): Engine {
         case 'take_places': {
           const calls = effect.calls.filter(({ call_id: id, attempt }) => claims.some((claim) => claim.call_id === id && claim.attempt === attempt))
           if (calls.length > 0) work.startCalls(conversation, row, calls, effect.type === 'take_places')
-          return
         }
-        case 'abort': take(abortNote(conversation, effect))
       }
     }
   }
   const executed = createExecute(deps, performer)
   const { execute } = executed
-  const work = createClaimedWork(deps, executed)
+  const work = createClaimedWork({ ...deps, claimsStand }, executed)
 
   /** Comes for work: whatever this claims is not known here before it is stored, and a worker that stops waits for that. */
   async function come (conversation: string, at: number, claim: 'spread' | 'sweep') {
@@ -107,7 +109,7 @@ export function createEngine (deps: EngineDeps): Engine {
 
   /** A note from another process, or from ourselves. */
   function take (note: WorkerNote): void {
-    if (note.type === 'missed') return void work.recheck()
+    if (note.type === 'missed') return recheck()
     const { conversation } = note
     if (note.type === 'check') {
       // Between two commits, what is claimed for us and what is known here agree. If they do not, a claim's start was lost, or Redis has lost its end:
@@ -127,8 +129,26 @@ export function createEngine (deps: EngineDeps): Engine {
       // Between two commits, so that what one of them claims is known here.
       return executed.between(conversation, () => void work.settledRun(conversation, note.run_id).then(announce))
     }
+    // What it is about may be known here only when the commit that claims it has been answered.
+    executed.doubt(conversation)
     work.abort(conversation, note.fence, note.call_ids, note.reason)
   }
+
+  /** Others may have what we have claimed. */
+  function recheck (): void {
+    executed.doubt()
+    const looks = [looking, work.recheck()]
+    looking = Promise.all(looks).then(() => { /* whatever is gone was stopped */ })
+  }
+
+  async function claimsStand (signal: AbortSignal): Promise<void> {
+    for (let looked: unknown = null; !signal.aborted && (looked !== looking || !isShown());) {
+      await (looked = looking)
+      if (!signal.aborted && !isShown()) await beat().catch(() => new Promise<void>((resolve) => { clock.after(settings.leaseMs / 3 / BEAT_TRIES, resolve) }))
+    }
+  }
+
+  const isShown = () => clock.now() - beaten < settings.leaseMs
 
   /** Gives up claims whose worker is gone, or goes, and lets time do what it has to do. */
   async function lapse (conversation: string, lost: Claim[], handedOver = false): Promise<void> {
@@ -173,14 +193,15 @@ export function createEngine (deps: EngineDeps): Engine {
   }
 
   async function beat (): Promise<void> {
-    const since = beaten
+    const [since, sent] = [beaten, clock.now()]
     await presence.beat(settings.worker, settings.leaseMs)
-    beaten = clock.now()
-    const doubted = beaten + returnMs
+    beaten = sent
+    const now = clock.now()
+    const doubted = now + returnMs
     // The clock may have been set back since.
-    signsCountFrom = beaten - since >= DOUBT * settings.leaseMs ? doubted : Math.min(signsCountFrom, doubted)
+    signsCountFrom = now - since >= DOUBT * settings.leaseMs ? doubted : Math.min(signsCountFrom, doubted)
     // The sign had lapsed, and our claims with it: others may have them by now.
-    if (beaten - since >= settings.leaseMs) await work.recheck()
+    if (now - since >= settings.leaseMs) recheck()
   }
 
   /** Shows signs of life from now on, three in the time that one holds; one that could not be shown, as soon as it can. */
@@ -196,7 +217,7 @@ export function createEngine (deps: EngineDeps): Engine {
     async start () {
       await beat()
       // What was before us we have not seen: Redis may just have come back.
-      signsCountFrom = beaten + returnMs
+      signsCountFrom = clock.now() + returnMs
       unlisten = await feed.listen(settings.worker, take)
       open = true
       beatAfter(settings.leaseMs / 3)

@@ -73,7 +73,8 @@ export const IMPATIENT_MS = 900
 export interface Performer {
   /** `taken`: calls that commands of the same commit have claimed already. Every job may claim its own share (`CALLS_PER_JOB`). */
   room: (conversation: string, claim: Claiming, taken: number) => Omit<Executor, 'worker'>
-  perform: (conversation: string, row: Row, effect: Effect) => void
+  /** `row`: as it stands now; null: the conversation is gone. */
+  perform: (conversation: string, row: Row | null, effect: Effect) => void
 }
 
 /** The way in for commands: one decided behind the other per conversation, in this process. */
@@ -84,6 +85,11 @@ export interface Executed {
    * that was committed here, perhaps not what others did. Never, if the store is away.
    */
   between: (conversation: string, task: (row: Row | null) => void) => void
+  /**
+   * Others may just have taken away what is being claimed here: before a commit that is under way is acted upon, the row is read again. Of all
+   * conversations, where none is named.
+   */
+  doubt: (conversation?: string) => void
   forget: (conversation: string) => void
 }
 
@@ -110,7 +116,13 @@ interface Pending {
   reject: (error: Error) => void
 }
 
-interface Actor { pending: Pending[], between: ((row: Row | null) => void)[], busy: boolean, row: Row | null | undefined }
+interface Actor {
+  pending: Pending[]
+  between: ((row: Row | null) => void)[]
+  row: Row | null | undefined
+  /** Since its commit was sent others may have changed the conversation. */
+  doubted: boolean
+}
 
 /** Rows kept in memory at most: they spare a read, and a commit on an old one is refused. */
 const KEPT_ROWS = 5_000
@@ -122,18 +134,19 @@ const MAX_CONFLICTS = 8
  * stored is anything done about it: claimed work is performed, hints are queued.
  */
 export function createExecute ({ store, feed, hints, clock, ids, log, settings, observe }: ExecuteDeps, performer: Performer | null): Executed {
-  const actors = createRecent<Actor>(clock, { most: KEPT_ROWS, isBusy: ({ busy }) => busy })
+  const busy = new Set<Actor>()
+  const actors = createRecent<Actor>(clock, { most: KEPT_ROWS, isBusy: (actor) => busy.has(actor) })
 
   function actorOf (conversation: string): Actor {
-    const actor = actors.get(conversation) ?? { pending: [], between: [], busy: false, row: undefined }
+    const actor = actors.get(conversation) ?? { pending: [], between: [], row: undefined, doubted: false }
     actors.set(conversation, actor)
     return actor
   }
 
   /** Begins once everything that happens at this moment has happened: results that come together are stored together. */
   function wakeUp (conversation: string, actor: Actor): void {
-    if (actor.busy) return
-    actor.busy = true
+    if (busy.has(actor)) return
+    busy.add(actor)
     process.nextTick(() => void drain(conversation, actor))
   }
 
@@ -149,7 +162,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
         for (const pending of batch) pending.reject(error as Error)
       }
     }
-    actor.busy = false
+    busy.delete(actor)
   }
 
   async function look (conversation: string, actor: Actor): Promise<void> {
@@ -164,11 +177,12 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
 
   async function decide (conversation: string, actor: Actor, batch: Pending[]): Promise<void> {
     let fresh = false
+    const isWanted = () => batch.some((pending) => !pending.over)
     for (let conflicts = 0; ; conflicts++) {
       // What is to be created is not there: reading that is a trip for nothing, and the version check finds the exception.
       if (actor.row === undefined && batch.some(({ command }) => creates(command))) actor.row = null
       if (actor.row === undefined) {
-        actor.row = await trying(batch, () => store.load(conversation))
+        actor.row = await trying(isWanted, () => store.load(conversation))
         fresh = true
       }
       const base = actor.row ?? null
@@ -179,7 +193,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
       if (first === undefined || state === null) {
         if (!fresh) {
           // A refusal may be due to the row kept here being old: only a fresh one may refuse.
-          actor.row = await trying(batch, () => store.load(conversation))
+          actor.row = await trying(isWanted, () => store.load(conversation))
           fresh = true
           if (actor.row?.token !== base?.token || actor.row?.born !== base?.born) continue
         }
@@ -200,7 +214,8 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
         due: dueAt(state, now, settings)
       }
       let sent = 0
-      const committed = await trying(batch, () => {
+      actor.doubted = false
+      const committed = await trying(isWanted, () => {
         sent++
         return store.commit(commit)
       })
@@ -227,13 +242,16 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
         continue
       }
       const row: Row = { born: committed.born, version: committed.version, token, epoch: committed.epoch, state }
-      actor.row = row
       observe?.(events)
-      after(conversation, base?.state ?? null, row, changes, now)
+      // Its answer came late, or others have spoken since it was sent: what it has claimed may be theirs by now.
+      const standing = performer !== null && (sent > 1 || actor.doubted) ? await asItStands(conversation, actor) : row
+      actor.row = standing
+      after(conversation, base?.state ?? null, { row, standing }, changes, now)
       batch.forEach((pending, i) => {
         const outcome = outcomes[i] as Outcome
         const { events, effects } = outcome.refusal === null ? outcome.change : { events: [], effects: [] }
-        pending.resolve({ refusal: outcome.refusal, row, events, effects })
+        // A worker goes on by what stands, a request is answered by what it did.
+        pending.resolve({ refusal: outcome.refusal, row: pending.patient ? standing : row, events, effects })
       })
       return
     }
@@ -260,11 +278,20 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
     return { state, outcomes }
   }
 
-  /** What a stored commit leads to. */
-  function after (conversation: string, before: State | null, row: Row, changes: Change[], now: number): void {
+  async function asItStands (conversation: string, actor: Actor): Promise<Row | null> {
+    let row: Row | null
+    do {
+      actor.doubted = false
+      row = await trying(() => true, () => store.load(conversation))
+    } while (actor.doubted)
+    return row
+  }
+
+  /** What a stored commit leads to. `standing`: the row now, by which what it has claimed is performed. */
+  function after (conversation: string, before: State | null, { row, standing }: { row: Row, standing: Row | null }, changes: Change[], now: number): void {
     for (const change of changes) {
       for (const effect of change.effects) {
-        if (effect.type !== 'abort' || effect.worker === settings.worker) performer?.perform(conversation, row, effect)
+        if (effect.type !== 'abort' || effect.worker === settings.worker) performer?.perform(conversation, standing, effect)
         else feed.tell(effect.worker, abortNote(conversation, effect)).catch(() => { /* a courtesy: what the worker writes is refused all the same */ })
       }
     }
@@ -276,14 +303,14 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
     })
   }
 
-  /** Tries until it works, or nobody is left who waits. */
-  async function trying<T> (batch: Pending[], task: () => Promise<T>): Promise<T> {
+  /** Tries until it works, or nobody wants it any more. */
+  async function trying<T> (isWanted: () => boolean, task: () => Promise<T>): Promise<T> {
     for (let tries = 1; ; tries++) {
       try {
         return await task()
       } catch (error) {
         if (tries % 10 === 1) log.warn({ err: (error as Error).message, tries }, 'the store does not answer; trying again')
-        if (batch.every((pending) => pending.over)) throw error
+        if (!isWanted()) throw error
         await new Promise<void>((resolve) => { clock.after(Math.min(1000, 25 * 2 ** tries), resolve) })
       }
     }
@@ -322,11 +349,15 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
       actor.between.push(task)
       wakeUp(conversation, actor)
     },
+    doubt (conversation) {
+      const doubted = conversation === undefined ? busy : [actors.get(conversation)]
+      for (const actor of doubted) if (actor !== undefined) actor.doubted = true
+    },
     forget: (conversation) => {
       const actor = actors.get(conversation)
       if (actor === undefined) return
       actor.row = undefined
-      if (!actor.busy) actors.forget(conversation)
+      if (!busy.has(actor)) actors.forget(conversation)
     }
   }
 }

@@ -1,7 +1,7 @@
 import type { Store } from '../store/store.js'
 import type { Clock, Log } from './ports.js'
 
-export type Reads = Pick<Store, 'docs' | 'ledger'>
+export type Reads = Pick<Store, 'load' | 'docs' | 'ledger'>
 
 /**
  * Reads for work that is claimed: tried until they work, however long the store is away. Giving up would cost the claim, and a claimed
@@ -19,6 +19,7 @@ export function patientReads (store: Reads, clock: Clock, log: Log): Reads {
     }
   }
   return {
+    load: (conversation) => patiently(() => store.load(conversation)),
     docs: (conversation, names) => patiently(() => store.docs(conversation, names)),
     ledger: (conversation, from, limit) => patiently(() => store.ledger(conversation, from, limit))
   }

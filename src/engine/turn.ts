@@ -25,6 +25,7 @@ export interface TurnDeps {
   ids: Ids
   log: Log
   settings: Settings
+  claimsStand: (signal: AbortSignal) => Promise<void>
   /** A number from 0 to 1, for jitter. */
   random: () => number
 }
@@ -85,6 +86,8 @@ async function ask (
     (delta) => deps.store.append(conversation, fence, delta), deps.clock, () => stop.abort(new Error('the fence is old'))
   )
   try {
+    await deps.claimsStand(stopped)
+    stopped.throwIfAborted()
     const answer = await deps.model.complete({
       model: run.models[phase.model] as string,
       messages: sent.messages,

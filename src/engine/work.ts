@@ -31,6 +31,11 @@ export interface WorkDeps {
   log: Log
   settings: Settings
   random: () => number
+  /**
+   * Before anything is begun that cannot be taken back: resolves once everything claimed here either stands for certain or has been stopped. At once, unless
+   * this process was stopped or cut off for so long that its sign of life may have run out.
+   */
+  claimsStand: (signal: AbortSignal) => Promise<void>
 }
 
 /** The turns and calls this worker has claimed: performs them, one step each, and commits what comes of them. */
@@ -233,7 +238,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
           // A timer may fire a little early; longer waits than a day are the sweep's.
           if (placed !== null && ms > 0 && ms <= 86_400_000) wakeAfter(conversation, ms + 1)
           const started = callIn(placed, call_id)
-          if (ms > 0 || started?.status !== 'running') return
+          if (ms > 0 || started?.status !== 'running' || started.worker !== settings.worker || started.attempt !== claimed + 1) return
           cause = started.cause
         }
         const attempt = limited ? claimed + 1 : claimed
@@ -249,6 +254,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
         const progress = paceProgress(clock, (data) => {
           execute(conversation, { type: 'ProgressCall', at: clock.now(), call_id, attempt, data }).catch(() => { /* progress is news, not truth */ })
         })
+        await deps.claimsStand(work.abort.signal)
         const command = await performCall(deps, {
           conversation, run_id: run.id, turn: phase.turn, call_id, attempt,
           tool, arguments: given,
@@ -280,8 +286,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
   async function recheck (): Promise<void> {
     await Promise.all([...desks].map(async ([conversation, desk]) => {
       const [turns, calls] = [[...desk.turns], [...desk.calls]]
-      const row = await store.load(conversation).catch(() => undefined)
-      if (row === undefined) return
+      const row = await reads.load(conversation)
       const claims = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker)
       const gone = new Error('the claim is gone')
       for (const [fence, work] of turns) if (!claims.some((claim) => claim.fence === fence)) work.abort.abort(gone)

@@ -366,6 +366,9 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
     asked.forEach((one, i) => {
       if (one.attempt > turn.retries.length + 1) blame(`I1b attempt ${one.attempt} of turn ${number} after ${turn.retries.length} retries`)
       if (one.seq < (events.find((event) => event.type === 'turn.started' && event.turn === number)?.seq ?? Infinity)) blame(`M6 the LLM was asked before turn ${number} was stored`)
+      judgeStart(`the LLM call ${one.request.request_id}`, one.start,
+        (event) => event.type === 'turn.retrying' && event.turn === number && event.attempt === one.attempt + 1 && event.reason === 'worker_lost',
+        (event) => event.seq === turn.end)
       // It may begin just behind the end of its turn, before its worker hears of that: then it is in vain, and may have read what came later.
       if (one.seq >= turn.end) return
       // Input of a run that was cancelled before it began may have entered the ledger, or not.
@@ -391,6 +394,17 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
     const started = events.find((event) => event.type === 'tool.started' && event.call_id === one.call_id && event.attempt === one.attempt)
     if (started === undefined || started.seq > one.seq) blame(`M6 ${one.call_id} ran before it was started`)
     else if (JSON.stringify(started.arguments) !== JSON.stringify(one.args)) blame(`I16 ${one.call_id} ran with other arguments`)
+    const about = (event: Event) => event.call_id === one.call_id
+    judgeStart(`${one.call_id} (attempt ${one.attempt})`, one.start,
+      (event) => about(event) && ((event.error as { code?: string } | undefined)?.code === 'outcome_unknown' || (event.type === 'tool.started' && event.attempt === one.attempt + 1)),
+      (event) => about(event) && SETTLED.has(event.type))
+  }
+
+  /** Whoever has lost a claim begins nothing any more: at once if it was given up for dead, and soon if others have ended it, whose note may be lost. */
+  function judgeStart (what: string, start: number, isGivenUp: (event: Event) => boolean, isEnded: (event: Event) => boolean): void {
+    const behind = (match: (event: Event) => boolean) => start - (times[events.findIndex(match)] ?? Infinity)
+    if (behind(isGivenUp) > 0) blame(`I12 ${what} began ${Math.round(behind(isGivenUp))} ms after it was given up`)
+    if (behind(isEnded) > (strict ? 10 : LEASE_MS)) blame(`I12 ${what} began ${Math.round(behind(isEnded))} ms after its end`)
   }
 
   // --- Speed: without faults nothing waits for a sweep -----------------------------------------------------------------------------
@@ -444,6 +458,8 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
 /** Why a call may fail, and those of them for which it cannot have been run. */
 const FAILURES = new Set(['tool_error', 'outcome_unknown', 'timeout', 'unknown_tool', 'invalid_arguments', 'rejected', 'max_calls', 'dependency_failed'])
 const NEVER_RUN = new Set(['unknown_tool', 'invalid_arguments', 'rejected', 'max_calls', 'dependency_failed'])
+
+const SETTLED = new Set(['tool.completed', 'tool.failed', 'tool.cancelled'])
 
 const CANCELLED = 'this call was cancelled before it gave a result; what it had started may have taken effect'
 

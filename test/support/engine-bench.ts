@@ -51,6 +51,8 @@ export interface EngineBench {
   commits: Commit[]
   /** Happens just before a commit arrives at the store. */
   beforeCommit: ((commit: Commit) => Promise<void>) | null
+  /** Happens when a commit has been stored, before its answer goes out. */
+  afterCommit: ((commit: Commit) => Promise<void>) | null
   /** Every hint, in order. */
   hints: { conversation: string, jobs: WantedJob[] }[]
   /** Hints fail while this is set. */
@@ -96,6 +98,7 @@ export function createBench (): EngineBench {
       await bench.beforeCommit?.(args[0] as Commit)
     }
     const result = await (method as (...args: unknown[]) => Promise<unknown>)(...args)
+    if (name === 'commit') await bench.afterCommit?.(args[0] as Commit)
     if (fault === 'after') throw new Error('the reply was lost')
     if (fault === 'never') await new Promise(() => { /* no answer comes */ })
     return result
@@ -199,6 +202,7 @@ export function createBench (): EngineBench {
     faults: {},
     commits: [],
     beforeCommit: null,
+    afterCommit: null,
     hints: [],
     queueAway: false,
     asked: [],
