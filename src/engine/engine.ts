@@ -38,6 +38,9 @@ const RETURN_MS = 1000
 /** Into how many parts a renewal's time is cut, to show a sign of life again that could not be shown. */
 const BEAT_TRIES = 10
 
+/** How often one sweep takes what is due, as long as there is any: a worker that held very many conversations is not missed one sweep after the other. */
+const SWEEP_ROUNDS = 16
+
 /** Milliseconds that handing over what could not be finished may take, when the store does not answer. */
 const HAND_OVER_MS = 2000
 
@@ -240,12 +243,18 @@ export function createEngine (deps: EngineDeps): Engine {
     async sweep () {
       // Before others are judged by theirs.
       if (open && clock.now() - beaten >= DOUBT * settings.leaseMs) await beat()
-      const now = clock.now()
-      const due = await store.takeDue(now, now + settings.leaseMs, 256)
-      await Promise.all(due.map((conversation) => lookAt(conversation).catch((error: Error) => {
-        log.warn({ conversation_id: conversation, err: error.message }, 'could not look at a due conversation; it stays due')
-      })))
-      return due.length
+      let looked = 0
+      for (let rounds = 0; rounds < SWEEP_ROUNDS; rounds++) {
+        const now = clock.now()
+        // Soon again, should this sweep come to nothing.
+        const due = await store.takeDue(now, now + Math.min(2 * settings.sweepMs, settings.leaseMs), 256)
+        if (due.length === 0) break
+        await Promise.all(due.map((conversation) => lookAt(conversation).catch((error: Error) => {
+          log.warn({ conversation_id: conversation, err: error.message }, 'could not look at a due conversation; it stays due')
+        })))
+        looked += due.length
+      }
+      return looked
     },
 
     async stop (graceMs) {

@@ -97,7 +97,7 @@ export function startWorkers (engine: Engine, hints: HintQueue, options: WorkerO
       if (own !== ticks || stopping) return
       began = null
       // Workers that were started together should not look together.
-      timer = setTimeout(tick, sweepMs * (0.75 + Math.random() / 2))
+      timer = setTimeout(tick, sweepMs * (0.75 + Math.random() / 4))
     })
   }
   timer = setTimeout(tick, sweepMs * Math.random())

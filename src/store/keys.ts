@@ -20,6 +20,7 @@ export interface Keys {
   /** A tenant's runs of one partition, by id. */
   runs: (partition: number, tenant: string) => string
   lock: (conversation: string) => string
+  /** The sign of life of a worker. All are in one slot: whoever cannot see those of others could not show its own. */
   worker: (worker: string) => string
   /** Channel for notes to a worker. */
   control: (worker: string) => string
@@ -53,7 +54,7 @@ export function createKeys (prefix: string, partitions: number): Keys {
     due: (partition) => `${tag(partition)}:due`,
     epoch: (partition) => `${tag(partition)}:epoch`,
     runs: (partition, tenant) => `${tag(partition)}:runs:${tenant}`,
-    worker: (worker) => `${prefix}:worker:${worker}`,
+    worker: (worker) => `${prefix}:{workers}:worker:${worker}`,
     control: (worker) => `${prefix}:worker:${worker}:control`,
     idempotency: (tenant, keyHash) => `${prefix}:idempotency:${tenant}:${keyHash}`,
     limit: (name) => `${prefix}:{limit:${name}}`,

@@ -121,13 +121,14 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
     },
 
     async takeDue (now, until, limit) {
-      const taken: string[] = []
       const each = Math.max(1, Math.ceil(limit / keys.partitions))
-      const found = await Promise.all(Array.from({ length: keys.partitions }, (_, partition) => {
+      const asked = await Promise.allSettled(Array.from({ length: keys.partitions }, (_, partition) => {
         return scripts.interlockTakeDue(keys.due(partition), now, until, each)
       }))
-      for (const conversations of found) taken.push(...conversations)
-      return taken
+      const answers = asked.flatMap((one) => one.status === 'fulfilled' ? [one.value] : [])
+      // Where one node of a cluster is away, what the others gave has been taken all the same.
+      if (answers.length === 0) throw (asked[0] as PromiseRejectedResult).reason as Error
+      return answers.flat()
     },
 
     async postpone (conversation, { born, token }, due) {

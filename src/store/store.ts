@@ -89,7 +89,10 @@ export interface Store {
   partial: (conversation: string) => Promise<Partial | null>
   /** Deletes a conversation with everything of it. False: there was none. */
   remove: (conversation: string) => Promise<boolean>
-  /** Takes up to `limit` conversations whose due time has passed (or one per partition), and makes them due again at `until`: one sweep looks at each. */
+  /**
+   * Takes up to `limit` conversations whose due time has passed (or one per partition), and makes them due again at `until`: one sweep looks at each.
+   * Of a cluster it takes what the nodes that answer have.
+   */
   takeDue: (now: number, until: number, limit: number) => Promise<string[]>
   /** Changes a due time without a commit. Does nothing if the conversation has none, or is not at `base` any more. */
   postpone: (conversation: string, base: Pick<Base, 'born' | 'token'>, due: number) => Promise<void>

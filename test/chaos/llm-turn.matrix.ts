@@ -102,6 +102,30 @@ story('F7: a worker frozen in an LLM call for twice its lock: when it wakes it c
   t.equal(model.requests().length, 2)
 }, { env: SHORT, except: ['overlap'] })
 
+story('F8: a worker frozen before the answer to its claim of a call: what was given up meanwhile it does not begin when it wakes', async (t, { model, tools, tool, redis, service, process }) => {
+  const proxy = await redisProxy(t, redis.url)
+  const [frozen, { client }] = await Promise.all([process('worker', { REDIS_URL: proxy.url }), service(API)])
+  model.script('conv:a', [call({ id: 'w', name: 'write', arguments: { value: 'w' } }), say('done')])
+  const claim = proxy.on({ match: { text: 'turn.completed' }, act: 'unanswered' })
+  const run = await client.start({ input: 'conv:a', tools: [tool('echo', { name: 'write' })] })
+  const stream = await client.follow(run)
+  await claim.fired
+  frozen.signal('SIGSTOP')
+  claim.release()
+  await service(WORKER)
+  await stream.ended
+  // A few signs of life behind its waking, whatever it still had to do about the call has been done.
+  let signs = 0
+  const awake = new Promise<void>((resolve) => {
+    proxy.watch(({ name, keys: [key = ''] }) => { if (name === 'SET' && key.includes('worker:') && ++signs === 4) resolve() })
+  })
+  frozen.signal('SIGCONT')
+  await awake
+  t.same(tools.attempts, [])
+  t.same(stream.types().filter((type) => type.startsWith('tool.')), ['tool.started', 'tool.failed'])
+  t.equal(model.requests().length, 2)
+}, { env: SHORT })
+
 story('F9: a worker whose loop is blocked for three times its lock: its other conversations go on elsewhere, and what it then says changes nothing', async (t, { model, tools, service, process, tool }) => {
   const rough = { INTERLOCK_TOOLS_DIR: `${import.meta.dirname}/../support/rough-tools` }
   const [blocked, { client }] = await Promise.all([process('worker', rough), service({ ...API, env: rough })])

@@ -20,7 +20,7 @@ story('I3: tools at work on two workers see the abort, whoever took the message'
   t.same(told(model.requests()[1]), ['conv:a', 'rather this'])
 })
 
-story('FAULTS F33, I1: an LLM call on another process is closed within 100 ms of the message', async (t, { model, process }) => {
+story('FAULTS F33, I1: an LLM call on another process is closed by the message, not by a renewal', async (t, { model, process }) => {
   const [{ client }] = await Promise.all([process('api'), process('worker')])
   model.otherwise((_, n) => n < 16 ? heldAt(say(['half ', 'whole']), 2, latch()) : say('yes'))
   const { run, stream } = await begin(client, { input: 'conv:a' })

@@ -51,6 +51,19 @@ t.test('F60: whoever does not come back with the others is given up one renewal 
   t.ok((await bench.said()).includes('turn.retrying 2'))
 })
 
+t.test('B7: one sweep gives up all that a dead worker had, however many conversations that are', async (t) => {
+  const bench = createBench()
+  const [own, other] = [await bench.worker('w1', { turns: 1000 }), await bench.worker('w2')]
+  const ids = Array.from({ length: 600 }, (_, i) => `c${i}`)
+  for (const id of ids) await bench.start(own, { conversation_id: id, run_id: `run_${id}` })
+  await settled()
+  const { beat } = bench.presence
+  bench.presence.beat = async (worker, ttl) => { if (worker !== 'w1') await beat(worker, ttl) }
+  await bench.clock.pass(lease + 1)
+  await other.engine.sweep()
+  for (const id of ids) t.equal((await bench.said(id)).at(-1), 'turn.retrying 2')
+})
+
 t.test('B7: while Redis is there a dead worker is given up as soon as its sign has run out', async (t) => {
   const { bench, other, beat } = await pair()
   bench.presence.beat = async (worker, ttl) => { if (worker !== 'w1') await beat(worker, ttl) }

@@ -25,7 +25,7 @@ const TEXTS: { bug: string, file: string, find: string, put: string }[] = [
   { bug: 'a request waits for what is more patient', file: 'engine/execute', find: 'const cancel = clock.after(patienceMs, ', put: 'const cancel = clock.after(patienceMs * 9, ' },
   { bug: 'a cancelled turn is not told so', file: 'engine/execute', find: 'else feed.tell(', put: 'else if (now < 0) feed.tell(' },
   // Dispatch and barrier
-  { bug: 'claimed work begins twice', file: 'engine/execute', find: 'performer?.perform(conversation, row, effect)\n', put: '{ performer?.perform(conversation, row, effect); performer?.perform(conversation, row, effect) }\n' },
+  { bug: 'claimed work begins twice', file: 'engine/execute', find: 'performer?.perform(conversation, standing, effect)\n', put: '{ performer?.perform(conversation, standing, effect); performer?.perform(conversation, standing, effect) }\n' },
   { bug: 'what was claimed and undone in one commit begins', file: 'engine/engine', find: 'if (claims.some((claim) => claim.fence === effect.fence)) work.startTurn', put: 'if (claims.length >= 0) work.startTurn' },
   { bug: 'calls that were claimed and undone in one commit begin', file: 'engine/engine', find: 'const calls = effect.calls.filter(({ call_id: id, attempt }) => claims.some((claim) => claim.call_id === id && claim.attempt === attempt))', put: 'const { calls } = effect' },
   { bug: 'the barrier is vacuous', file: 'core/settle', find: 'phase === null || phase.calls.some(isOpen)) return false', put: 'phase === null) return false' },

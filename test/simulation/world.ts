@@ -312,7 +312,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
         queue.join({ machine, room: settings.turns, advance: worker.advance })
         const tick = (): void => {
           if (process.stopping) return
-          const again = () => { clock.after(SWEEP_MS * (0.75 + chance.next() / 2), tick) }
+          const again = () => { clock.after(SWEEP_MS * (0.75 + chance.next() / 4), tick) }
           worker.sweep().then(again, again)
         }
         clock.after(SWEEP_MS * chance.next(), tick)

@@ -6,7 +6,7 @@ import { soak } from '../support/soak.js'
 
 t.setTimeout(600_000)
 
-t.test('I20: after three hundred runs on real processes nothing is left in Redis that nobody owns, and nothing is open', async (t) => {
+t.test('I20 N8: after three hundred runs on real processes nothing is left in Redis that nobody owns, and nothing is open', async (t) => {
   const { looks, end, left } = await soak(t, { runs: 300, every: 150, lanes: 8, workers: 2, boundMs: 120_000 })
   t.same(left, [])
   t.equal(end.redis.conversations.length, 0)
@@ -18,7 +18,7 @@ t.test('I20: whatever belongs to nobody is found', async (t) => {
   const redis = new Redis((await privateRedis(t)).url)
   t.teardown(() => redis.quit())
   await redis.hset('soak:meta', 'partitions', 16)
-  await redis.set('soak:worker:W', '1', 'PX', 60_000)
+  await redis.set('soak:{workers}:worker:W', '1', 'PX', 60_000)
   await redis.hset('soak:{p1}:conv:live', 'version', 1)
   await redis.zadd('soak:{p1}:runs:default', 0, 'run_1:live')
   await redis.hset('{soak-queue}:advance:meta', 'version', 1)
@@ -33,7 +33,7 @@ t.test('I20: whatever belongs to nobody is found', async (t) => {
   await redis.set('soak:idempotency:default:a', '{}')
   await redis.set('soak:idempotency:default:b', '{}', 'PX', 60_000)
   await redis.hset('{soak-queue}:advance:run_1-t1-a1', 'data', '{}')
-  await redis.set('soak:worker:V', '1', 'PX', 60_000)
+  await redis.set('soak:{workers}:worker:V', '1', 'PX', 60_000)
   t.same(leftBehind(await look(redis, 'soak'), who), [
     '1 conversations that were deleted have keys: gone',
     '1 locks are held: soak:{p1}:conv:live:lock',

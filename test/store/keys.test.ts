@@ -78,6 +78,13 @@ t.test('all that one commit touches has one hash tag, so that a cluster keeps it
   }))
 })
 
+t.test('the signs of life of all workers are in one slot: whoever cannot see those of others could not show its own', async () => {
+  fc.assert(fc.property(id, id, (a, b) => {
+    const slots = [a, b].map((worker) => /\{([^}]+)\}/.exec(createKeys('il', 16).worker(worker))?.[1])
+    return slots[0] !== undefined && slots[0] === slots[1]
+  }))
+})
+
 t.test('a run id says its partition, and what is no run id says none that exists', async (t) => {
   for (let partition = 0; partition < 1024; partition++) t.equal(partitionOfRun(`run_X${partitionSuffix(partition)}`), partition)
   fc.assert(fc.property(fc.string(), (text) => {

@@ -69,9 +69,9 @@ function kindOf (key: string, prefix: string): { kind: string, conversation?: st
   if (key.startsWith(`{${prefix}-queue}:`)) return { kind: 'queue' }
   const [first, tag, what, id, part = 'row'] = key.split(':')
   if (first !== prefix) return { kind: 'unknown' }
-  if (tag === 'meta' || tag === 'worker' || tag === 'idempotency') return { kind: tag }
+  if (tag === 'meta' || tag === 'idempotency') return { kind: tag }
   if (tag?.startsWith('{limit')) return { kind: 'limit' }
-  if (what === 'due' || what === 'runs' || what === 'epoch') return { kind: what }
+  if (what === 'due' || what === 'runs' || what === 'epoch' || what === 'worker') return { kind: what }
   if (what === 'conv' && id !== undefined) return { kind: part, conversation: id }
   return { kind: 'unknown' }
 }
