@@ -7,7 +7,7 @@ import { readArguments } from './arguments.js'
 import { createExecute, type Executed, type Performer } from './execute.js'
 import { createClaimedWork, type WorkDeps } from './work.js'
 
-export interface EngineDeps extends Omit<WorkDeps, 'claimsStand'> {
+export interface EngineDeps extends Omit<WorkDeps, 'signStands'> {
   presence: Presence
   observe?: (events: Event[]) => void
 }
@@ -50,8 +50,6 @@ export function createEngine (deps: EngineDeps): Engine {
   let open = false
   /** When the sign of life was last sent, of those that were shown: from then on it stands for a lease at least. */
   let beaten = clock.now()
-  /** The look at what is claimed here, under way or done. */
-  let looking = Promise.resolve()
   /**
    * From when on a sign of life that is not there says that its worker is gone. Where none could be shown for a while, because Redis was away, the living
    * come back together with us: they have the time of one renewal.
@@ -97,7 +95,7 @@ export function createEngine (deps: EngineDeps): Engine {
   }
   const executed = createExecute(deps, performer)
   const { execute } = executed
-  const work = createClaimedWork({ ...deps, claimsStand }, executed)
+  const work = createClaimedWork({ ...deps, signStands }, executed)
 
   /** Comes for work: whatever this claims is not known here before it is stored, and a worker that stops waits for that. */
   async function come (conversation: string, at: number, claim: 'spread' | 'sweep') {
@@ -140,18 +138,14 @@ export function createEngine (deps: EngineDeps): Engine {
   /** Others may have what we have claimed. */
   function recheck (): void {
     executed.doubt()
-    const looks = [looking, work.recheck()]
-    looking = Promise.all(looks).then(() => { /* whatever is gone was stopped */ })
+    work.recheck()
   }
 
-  async function claimsStand (signal: AbortSignal): Promise<void> {
-    for (let looked: unknown = null; !signal.aborted && (looked !== looking || !isShown());) {
-      await (looked = looking)
-      if (!signal.aborted && !isShown()) await beat().catch(() => new Promise<void>((resolve) => { clock.after(settings.leaseMs / 3 / BEAT_TRIES, resolve) }))
+  async function signStands (signal: AbortSignal): Promise<void> {
+    while (!signal.aborted && clock.now() - beaten >= settings.leaseMs) {
+      await beat().catch(() => new Promise<void>((resolve) => { clock.after(settings.leaseMs / 3 / BEAT_TRIES, resolve) }))
     }
   }
-
-  const isShown = () => clock.now() - beaten < settings.leaseMs
 
   /** Gives up claims whose worker is gone, or goes, and lets time do what it has to do. */
   async function lapse (conversation: string, lost: Claim[], handedOver = false): Promise<void> {

@@ -25,7 +25,8 @@ export interface TurnDeps {
   ids: Ids
   log: Log
   settings: Settings
-  claimsStand: (signal: AbortSignal) => Promise<void>
+  /** Resolves once the claim of this turn stands for certain, or the signal has fired. */
+  claimStands: (signal: AbortSignal) => Promise<void>
   /** A number from 0 to 1, for jitter. */
   random: () => number
 }
@@ -86,7 +87,7 @@ async function ask (
     (delta) => deps.store.append(conversation, fence, delta), deps.clock, () => stop.abort(new Error('the fence is old'))
   )
   try {
-    await deps.claimsStand(stopped)
+    await deps.claimStands(stopped)
     stopped.throwIfAborted()
     const answer = await deps.model.complete({
       model: run.models[phase.model] as string,

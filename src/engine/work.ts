@@ -32,10 +32,10 @@ export interface WorkDeps {
   settings: Settings
   random: () => number
   /**
-   * Before anything is begun that cannot be taken back: resolves once everything claimed here either stands for certain or has been stopped. At once, unless
-   * this process was stopped or cut off for so long that its sign of life may have run out.
+   * Resolves once this worker's sign of life stands for certain, at once unless the process was stopped or cut off for very long. Where it had to be shown
+   * again, `recheck` has begun.
    */
-  claimsStand: (signal: AbortSignal) => Promise<void>
+  signStands: (signal: AbortSignal) => Promise<void>
 }
 
 /** The turns and calls this worker has claimed: performs them, one step each, and commits what comes of them. */
@@ -58,10 +58,10 @@ export interface ClaimedWork {
   /** As `settled`, for one run: its turn and calls. */
   settledRun: (conversation: string, runId: string) => Promise<void>
   /**
-   * Ends work whose claim is gone: whoever was stopped or cut off for a while has not heard that it was given up. What is claimed here stands in the row
-   * before the work begins, so a row that is read later decides.
+   * Begins to end work whose claim is gone: whoever was stopped or cut off for a while has not heard that it was given up. What is claimed here stands in the
+   * row before the work begins, so a row that is read later decides.
    */
-  recheck: () => Promise<void>
+  recheck: () => void
   /** The conversations that have work here. */
   conversations: () => string[]
   /** Resolves when nothing that a conversation has here is left, be it begun meanwhile. */
@@ -81,12 +81,12 @@ interface Work {
   abort: AbortController
   over: boolean
   done: Promise<void>
-  /** It is left to finish also when it is given up. */
+  /** It has begun, and is left to finish also when it is given up. */
   uncancellable?: true
 }
 
-function newWork (runId: string, uncancellable?: true): Work {
-  return { run_id: runId, abort: new AbortController(), over: false, done: Promise.resolve(), ...(uncancellable && { uncancellable }) }
+function newWork (runId: string): Work {
+  return { run_id: runId, abort: new AbortController(), over: false, done: Promise.resolve() }
 }
 
 /** What this worker does for one conversation. */
@@ -97,6 +97,8 @@ interface Desk {
   /** Arguments of the calls of the batch this worker opened, so that they need not be read back; not of those that refer to others. */
   arguments: Map<string, Record<string, unknown>>
   tasks: Set<Promise<void>>
+  /** The looks at whether its claims stand. */
+  looks: Promise<void>
 }
 
 /** Whether a call is run with just what the model wrote: without references to fill in, and nobody may edit it. */
@@ -116,7 +118,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
   function deskOf (conversation: string): Desk {
     let desk = desks.get(conversation)
     if (desk === undefined) {
-      desk = { turns: new Map(), calls: new Map(), arguments: new Map(), tasks: new Set() }
+      desk = { turns: new Map(), calls: new Map(), arguments: new Map(), tasks: new Set(), looks: Promise.resolve() }
       desks.set(conversation, desk)
     }
     return desk
@@ -159,6 +161,15 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     })
   }
 
+  /** Before anything is begun that cannot be taken back: resolves once the claim stands for certain, or its work has been stopped. */
+  async function claimStands (desk: Desk, signal: AbortSignal): Promise<void> {
+    let looks: Promise<void>
+    do {
+      await (looks = desk.looks)
+      await deps.signStands(signal)
+    } while (!signal.aborted && looks !== desk.looks)
+  }
+
   function startTurn (conversation: string, row: Row, { turn, attempt, fence }: Extract<Effect, { type: 'call_model' }>): void {
     const desk = deskOf(conversation)
     const work = newWork((row.state.run as ActiveRun).id)
@@ -167,7 +178,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     desk.turns.set(fence, work)
     begin(conversation, 'turns', work, async (finished) => {
       const task = { conversation, row, turn, attempt, fence, signal: work.abort.signal }
-      const { command, release } = await performTurn({ ...deps, ledger, spec }, task, async (report) => {
+      const { command, release } = await performTurn({ ...deps, ledger, spec, claimStands: (signal) => claimStands(desk, signal) }, task, async (report) => {
         return (await execute(conversation, report, { patienceMs: PATIENT_MS })).refusal === null
       })
       finished()
@@ -218,7 +229,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     const reading = missing.length === 0 ? Promise.resolve(known) : readArguments(reads, conversation, missing)
     for (const { call_id, attempt: claimed } of calls) {
       const state = phase.calls.find((call) => call.id === call_id) as CallState
-      const work = newWork(run.id, state.rules.uncancellable)
+      const work = newWork(run.id)
       desk.calls.set(call_id, work)
       begin(conversation, 'calls', work, async (finished) => {
         const [args, prepared] = await Promise.all([reading, spec(conversation, run.id)])
@@ -254,7 +265,8 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
         const progress = paceProgress(clock, (data) => {
           execute(conversation, { type: 'ProgressCall', at: clock.now(), call_id, attempt, data }).catch(() => { /* progress is news, not truth */ })
         })
-        await deps.claimsStand(work.abort.signal)
+        await claimStands(desk, work.abort.signal)
+        if (state.rules.uncancellable) work.uncancellable = true
         const command = await performCall(deps, {
           conversation, run_id: run.id, turn: phase.turn, call_id, attempt,
           tool, arguments: given,
@@ -283,15 +295,20 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     return claim.call_id === null ? desk?.turns.has(claim.fence as number) === true : desk?.calls.has(claim.call_id) === true
   }
 
-  async function recheck (): Promise<void> {
-    await Promise.all([...desks].map(async ([conversation, desk]) => {
-      const [turns, calls] = [[...desk.turns], [...desk.calls]]
-      const row = await reads.load(conversation)
-      const claims = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker)
-      const gone = new Error('the claim is gone')
-      for (const [fence, work] of turns) if (!claims.some((claim) => claim.fence === fence)) work.abort.abort(gone)
-      for (const [id, work] of calls) if (!claims.some((claim) => claim.call_id === id) && work.uncancellable !== true) work.abort.abort(gone)
-    }))
+  function recheck (): void {
+    for (const [conversation, desk] of desks) {
+      const before = desk.looks
+      desk.looks = lookAt(conversation, desk).then(() => before)
+    }
+  }
+
+  async function lookAt (conversation: string, desk: Desk): Promise<void> {
+    const [turns, calls] = [[...desk.turns], [...desk.calls]]
+    const row = await reads.load(conversation)
+    const claims = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker)
+    const gone = new Error('the claim is gone')
+    for (const [fence, work] of turns) if (!claims.some((claim) => claim.fence === fence)) work.abort.abort(gone)
+    for (const [id, work] of calls) if (!claims.some((claim) => claim.call_id === id) && work.uncancellable !== true) work.abort.abort(gone)
   }
 
   return {

@@ -39,8 +39,6 @@ export function createOrphanService (context: Pick<Context, 'store' | 'executed'
       const { state } = await rowOf(context, caller, conversation)
       const messageId = `msg_${caller.operation}`
       const [orphan] = await read(conversation, keptOf(state, runId).filter((one) => one.call_id === callId))
-      const repeated = state.seen.includes(messageId)
-      if (orphan === undefined && !repeated) throw notFound('orphan')
       if (orphan !== undefined) {
         const limit = state.run?.limits.max_result_chars ?? 60_000
         const content = `A result that came late, of the call ${callId} to ${orphan.name}:\n${forModel(orphan.output, limit).text}`
@@ -49,8 +47,9 @@ export function createOrphanService (context: Pick<Context, 'store' | 'executed'
         }, { claim: 'local' })
         if (refusal === 'not_found') throw notFound('orphan')
       }
+      // Where this very request has attached it before, its receipt is there.
       const receipt = await readReceipt(store, conversation, messageId)
-      if (receipt === null) throw versionConflict()
+      if (receipt === null) throw orphan === undefined ? notFound('orphan') : versionConflict()
       return receipt
     })
   }

@@ -14,8 +14,8 @@ export const GUARDS: Bug[] = [
   { bug: 'who was away counts as dead', file: 'src/engine/engine.ts', edits: [['=== 0 && signsCount\n', '=== 0\n']], by: 'test/engine/signs.test.ts' },
   { bug: 'a lease is lost to a Redis that does not answer', file: 'src/engine/lease.ts', edits: [['() => null)', '() => false)']], by: 'test/engine/lease.test.ts' },
   { bug: 'a sweep judges before its own worker has shown a sign of life', file: 'src/engine/engine.ts', edits: [['      if (open && clock.now() - beaten >= DOUBT * settings.leaseMs) await beat()\n', '']], by: 'test/engine/signs.test.ts' },
-  { bug: 'a call begins although its claim may be gone', file: 'src/engine/work.ts', edits: [['        await deps.claimsStand(work.abort.signal)\n', '']], by: 'test/engine/claims.test.ts' },
-  { bug: 'the LLM is asked although the claim may be gone', file: 'src/engine/turn.ts', edits: [['    await deps.claimsStand(stopped)\n', '']], by: 'test/engine/claims.test.ts' },
+  { bug: 'a call begins although its claim may be gone', file: 'src/engine/work.ts', edits: [['        await claimStands(desk, work.abort.signal)\n', '']], by: 'test/engine/claims.test.ts' },
+  { bug: 'the LLM is asked although the claim may be gone', file: 'src/engine/turn.ts', edits: [['    await deps.claimStands(stopped)\n', '']], by: 'test/engine/claims.test.ts' },
   { bug: 'a commit whose answer was lost is acted upon unseen', file: 'src/engine/execute.ts', edits: [['(sent > 1 || actor.doubted)', '(actor.doubted)']], by: 'test/engine/claims.test.ts' },
   { bug: 'what others say while a commit is under way is forgotten', file: 'src/engine/execute.ts', edits: [['(sent > 1 || actor.doubted)', '(sent > 1)']], by: 'test/engine/claims.test.ts' },
   // Hints

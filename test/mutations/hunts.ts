@@ -36,14 +36,22 @@ export async function hunt ({ file, edits, by }: Bug): Promise<Caught> {
       sound.add(by)
     }
     const path = join(folder, file)
-    let source = await readFile(path, 'utf8')
+    const written = await readFile(path, 'utf8')
+    let source = written
     for (const [text, instead] of edits) {
       const times = source.split(text).length - 1
       if (times !== 1) throw new Error(`it cannot be planted: its text stands ${times} times in ${file}, not once: ${text}`)
       source = source.replace(text, () => instead)
     }
     await writeFile(path, source)
-    return await look(folder, by)
+    const caught = await look(folder, by)
+    const seed = by === 'simulation' ? /^seed (\d+):/.exec(caught ?? '')?.[1] : undefined
+    if (seed !== undefined) {
+      await writeFile(path, written)
+      const { code } = await run(folder, ['test/simulation/simulate.ts', '--seed', seed])
+      if (code !== 0) throw new Error(`seed ${seed} fails without a bug as well`)
+    }
+    return caught
   } finally {
     await rm(folder, { recursive: true, force: true })
   }

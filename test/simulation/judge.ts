@@ -354,6 +354,19 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
     return at(own.at(-1)) - started - waited
   }
 
+  // --- First come, first served, among those that wait for the same -----------------------------------------------------------------
+  const waited = new Map<string, unknown[]>()
+  for (const event of events) {
+    if (event.type !== 'message.accepted' || event.edited === true || event.due_at !== undefined) continue
+    const way = `${event.run_id} ${String(event.mode)}`
+    waited.set(way, [...waited.get(way) ?? [], event.message_id])
+  }
+  const delivered = events.flatMap((event) => event.type === 'message.delivered' ? [event.message_id] : [])
+  for (const [way, accepted] of waited) {
+    const came = accepted.filter((id) => delivered.includes(id))
+    if (came.join() !== delivered.filter((id) => came.includes(id)).join()) blame(`I5 messages of ${way} were delivered in another order than they were accepted`)
+  }
+
   // --- Turns and what the LLM was sent ---------------------------------------------------------------------------------------------
   const unstarted = new Set([...runs.values()].filter(({ started }) => !started).map(({ request }) => `user: ${request?.text}`))
   for (const [number, turn] of turns) {
