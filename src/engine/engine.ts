@@ -5,6 +5,7 @@ import { claimsOf, type Claim } from '../core/state.js'
 import type { Presence, WorkerNote } from '../store/store.js'
 import { readArguments } from './arguments.js'
 import { createExecute, type Executed, type Performer } from './execute.js'
+import { pause } from './patience.js'
 import { createClaimedWork, type WorkDeps } from './work.js'
 
 export interface EngineDeps extends Omit<WorkDeps, 'signStands'> {
@@ -143,7 +144,7 @@ export function createEngine (deps: EngineDeps): Engine {
 
   async function signStands (signal: AbortSignal): Promise<void> {
     while (!signal.aborted && clock.now() - beaten >= settings.leaseMs) {
-      await beat().catch(() => new Promise<void>((resolve) => { clock.after(settings.leaseMs / 3 / BEAT_TRIES, resolve) }))
+      await beat().catch(() => pause(clock, settings.leaseMs / 3 / BEAT_TRIES))
     }
   }
 

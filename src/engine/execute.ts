@@ -5,6 +5,7 @@ import type { Event } from '../core/event.js'
 import type { State } from '../core/state.js'
 import { transition, type Change, type Outcome, type Refusal } from '../core/transition.js'
 import type { Commit, Feed, Row, Store, WorkerNote } from '../store/store.js'
+import { patiently, pause } from './patience.js'
 import type { Clock, Hints, Ids, Log, Settings } from './ports.js'
 import { createRecent } from './recent.js'
 
@@ -62,7 +63,7 @@ function creates (command: Command): boolean {
 }
 
 /** Tells a worker to stop what it works on for nothing. */
-export function abortNote (conversation: string, { fence, call_ids, reason }: Extract<Effect, { type: 'abort' }>): WorkerNote {
+function abortNote (conversation: string, { fence, call_ids, reason }: Extract<Effect, { type: 'abort' }>): WorkerNote {
   return { type: 'abort', conversation, fence, call_ids, reason }
 }
 
@@ -134,6 +135,7 @@ const MAX_CONFLICTS = 8
  * stored is anything done about it: claimed work is performed, hints are queued.
  */
 export function createExecute ({ store, feed, hints, clock, ids, log, settings, observe }: ExecuteDeps, performer: Performer | null): Executed {
+  const deps = { clock, log }
   const busy = new Set<Actor>()
   const actors = createRecent<Actor>(clock, { most: KEPT_ROWS, isBusy: (actor) => busy.has(actor) })
 
@@ -177,12 +179,12 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
 
   async function decide (conversation: string, actor: Actor, batch: Pending[]): Promise<void> {
     let fresh = false
-    const isWanted = () => batch.some((pending) => !pending.over)
+    const trying = <T>(ask: () => Promise<T>) => patiently(deps, ask, () => batch.some((pending) => !pending.over))
     for (let conflicts = 0; ; conflicts++) {
       // What is to be created is not there: reading that is a trip for nothing, and the version check finds the exception.
       if (actor.row === undefined && batch.some(({ command }) => creates(command))) actor.row = null
       if (actor.row === undefined) {
-        actor.row = await trying(isWanted, () => store.load(conversation))
+        actor.row = await trying(() => store.load(conversation))
         fresh = true
       }
       const base = actor.row ?? null
@@ -193,7 +195,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
       if (first === undefined || state === null) {
         if (!fresh) {
           // A refusal may be due to the row kept here being old: only a fresh one may refuse.
-          actor.row = await trying(isWanted, () => store.load(conversation))
+          actor.row = await trying(() => store.load(conversation))
           fresh = true
           if (actor.row?.token !== base?.token || actor.row?.born !== base?.born) continue
         }
@@ -215,7 +217,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
       }
       let sent = 0
       actor.doubted = false
-      const committed = await trying(isWanted, () => {
+      const committed = await trying(() => {
         sent++
         return store.commit(commit)
       })
@@ -238,7 +240,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
         }
         batch = batch.filter((one) => !one.over)
         if (batch.length === 0) return
-        if (conflicts > 2) await new Promise<void>((resolve) => { clock.after(Math.min(100, 2 ** conflicts), resolve) })
+        if (conflicts > 2) await pause(clock, Math.min(100, 2 ** conflicts))
         continue
       }
       const row: Row = { born: committed.born, version: committed.version, token, epoch: committed.epoch, state }
@@ -282,7 +284,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
     let row: Row | null
     do {
       actor.doubted = false
-      row = await trying(() => true, () => store.load(conversation))
+      row = await patiently(deps, () => store.load(conversation))
     } while (actor.doubted)
     return row
   }
@@ -301,19 +303,6 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
     hints.add(conversation, jobs).catch((error: Error) => {
       log.warn({ conversation_id: conversation, err: error.message }, 'hint not queued; the sweep will find it')
     })
-  }
-
-  /** Tries until it works, or nobody wants it any more. */
-  async function trying<T> (isWanted: () => boolean, task: () => Promise<T>): Promise<T> {
-    for (let tries = 1; ; tries++) {
-      try {
-        return await task()
-      } catch (error) {
-        if (tries % 10 === 1) log.warn({ err: (error as Error).message, tries }, 'the store does not answer; trying again')
-        if (!isWanted()) throw error
-        await new Promise<void>((resolve) => { clock.after(Math.min(1000, 25 * 2 ** tries), resolve) })
-      }
-    }
   }
 
   return {

@@ -3,24 +3,31 @@ import type { Clock, Log } from './ports.js'
 
 export type Reads = Pick<Store, 'load' | 'docs' | 'ledger'>
 
+/** Lets time pass. */
+export const pause = (clock: Clock, ms: number): Promise<void> => new Promise((resolve) => { clock.after(ms, resolve) })
+
+/** Asks the store until it answers, or nobody wants the answer any more: then the last error is thrown. */
+export async function patiently<T> ({ clock, log }: { clock: Clock, log: Log }, ask: () => Promise<T>, isWanted = () => true): Promise<T> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await ask()
+    } catch (error) {
+      if (tries % 10 === 1) log.warn({ err: (error as Error).message, tries }, 'the store does not answer; trying again')
+      if (!isWanted()) throw error
+      await pause(clock, Math.min(1000, 25 * 2 ** tries))
+    }
+  }
+}
+
 /**
  * Reads for work that is claimed: tried until they work, however long the store is away. Giving up would cost the claim, and a claimed
  * call that writes could not be given to anyone else (its outcome would be unknown although it never ran).
  */
 export function patientReads (store: Reads, clock: Clock, log: Log): Reads {
-  async function patiently<T> (read: () => Promise<T>): Promise<T> {
-    for (let tries = 1; ; tries++) {
-      try {
-        return await read()
-      } catch (error) {
-        if (tries % 10 === 1) log.warn({ err: (error as Error).message, tries }, 'the store does not answer; trying again')
-        await new Promise<void>((resolve) => { clock.after(Math.min(1000, 25 * 2 ** tries), resolve) })
-      }
-    }
-  }
+  const deps = { clock, log }
   return {
-    load: (conversation) => patiently(() => store.load(conversation)),
-    docs: (conversation, names) => patiently(() => store.docs(conversation, names)),
-    ledger: (conversation, from, limit) => patiently(() => store.ledger(conversation, from, limit))
+    load: (conversation) => patiently(deps, () => store.load(conversation)),
+    docs: (conversation, names) => patiently(deps, () => store.docs(conversation, names)),
+    ledger: (conversation, from, limit) => patiently(deps, () => store.ledger(conversation, from, limit))
   }
 }

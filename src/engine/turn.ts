@@ -10,6 +10,7 @@ import type { Row, Store } from '../store/store.js'
 import { createDeltas } from './deltas.js'
 import type { LedgerCache } from './ledger.js'
 import { ModelError, type Model, type ModelAnswer } from './model/model.js'
+import { pause } from './patience.js'
 import type { Clock, Ids, Lease, Leases, Log, Settings } from './ports.js'
 import type { PreparedSpec } from './run-spec.js'
 import { ToolError, type Tools } from './tools/tool.js'
@@ -113,7 +114,7 @@ async function acquire ({ leases, clock, settings }: TurnDeps, conversation: str
     const lease = await leases.acquire(conversation)
     if (lease !== null) return lease
     if (clock.now() >= until) return null
-    await new Promise<void>((resolve) => { clock.after(Math.min(wait, 250), resolve) })
+    await pause(clock, Math.min(wait, 250))
   }
   return null
 }

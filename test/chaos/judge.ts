@@ -3,6 +3,7 @@ import type { Decisions } from '../../src/schemas/action.js'
 import type { Run } from '../../src/schemas/run.js'
 import type { EventStream, Frame } from '../support/client.js'
 import { judge, type Evidence } from '../support/invariants.js'
+import { outOfOrder } from '../support/message-order.js'
 import type { RecordedRequest } from '../support/model-server.js'
 import { changedMessage } from '../support/payload.js'
 import type { Attempt } from '../support/tool-server.js'
@@ -183,14 +184,7 @@ function judgeMessages ({ session }: Case, { events, messages, runs }: Evidence,
     if (ends.length !== 1) wrong(`I5: "${sent.text}" was ${ends.map(({ type }) => type).join() || 'never delivered nor given up'}`)
     if ((ends[0]?.type === 'message.delivered') !== (entered === 1)) wrong(`I5: "${sent.text}" is in the ledger ${entered} times, its last event ${ends[0]?.type}`)
   }
-  // First come, first served, among those that wait for the same.
-  const order = events.filter((event) => event.type === 'message.accepted').map((event) => ({ id: event.message_id, way: `${event.run_id} ${String(event.mode)}` }))
-  const delivered = events.flatMap((event) => event.type === 'message.delivered' ? [event.message_id] : [])
-  for (const [way, accepted] of groupBy(order, (one) => one.way)) {
-    const came = accepted.map(({ id }) => id).filter((id) => delivered.includes(id))
-    const left = delivered.filter((id) => came.includes(id))
-    if (JSON.stringify(came) !== JSON.stringify(left)) wrong(`I5: messages of ${way} were delivered in another order than they were accepted`)
-  }
+  for (const way of outOfOrder(events)) wrong(`I5: messages of ${way} were delivered in another order than they were accepted`)
   for (const { run } of runs) {
     if (session.runs.some(({ id }) => id === run.id)) continue
     const text = events.find((event) => event.type === 'run.created' && event.run_id === run.id)?.input

@@ -1,6 +1,7 @@
 import type { Message } from '../../src/core/message.js'
 import type { Event } from '../../src/core/event.js'
 import { errorForModel, forModel } from '../../src/engine/tools/output.js'
+import { outOfOrder } from '../support/message-order.js'
 import { checkPayload } from '../support/payload.js'
 import { conditionsOf, readBatches, shown } from './calls.js'
 import { judgeOrder } from './judge-order.js'
@@ -354,18 +355,8 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
     return at(own.at(-1)) - started - waited
   }
 
-  // --- First come, first served, among those that wait for the same -----------------------------------------------------------------
-  const waited = new Map<string, unknown[]>()
-  for (const event of events) {
-    if (event.type !== 'message.accepted' || event.edited === true || event.due_at !== undefined) continue
-    const way = `${event.run_id} ${String(event.mode)}`
-    waited.set(way, [...waited.get(way) ?? [], event.message_id])
-  }
-  const delivered = events.flatMap((event) => event.type === 'message.delivered' ? [event.message_id] : [])
-  for (const [way, accepted] of waited) {
-    const came = accepted.filter((id) => delivered.includes(id))
-    if (came.join() !== delivered.filter((id) => came.includes(id)).join()) blame(`I5 messages of ${way} were delivered in another order than they were accepted`)
-  }
+  // --- First come, first served ----------------------------------------------------------------------------------------------------
+  for (const way of outOfOrder(events)) blame(`I5 messages of ${way} were delivered in another order than they were accepted`)
 
   // --- Turns and what the LLM was sent ---------------------------------------------------------------------------------------------
   const unstarted = new Set([...runs.values()].filter(({ started }) => !started).map(({ request }) => `user: ${request?.text}`))
@@ -379,9 +370,8 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
     asked.forEach((one, i) => {
       if (one.attempt > turn.retries.length + 1) blame(`I1b attempt ${one.attempt} of turn ${number} after ${turn.retries.length} retries`)
       if (one.seq < (events.find((event) => event.type === 'turn.started' && event.turn === number)?.seq ?? Infinity)) blame(`M6 the LLM was asked before turn ${number} was stored`)
-      judgeStart(`the LLM call ${one.request.request_id}`, one.start,
-        (event) => event.type === 'turn.retrying' && event.turn === number && event.attempt === one.attempt + 1 && event.reason === 'worker_lost',
-        (event) => event.seq === turn.end)
+      const lost = turn.retries.find((event) => event.attempt === one.attempt + 1 && event.reason === 'worker_lost')
+      judgeStart(`the LLM call ${one.request.request_id}`, one.start, lost, events[turn.end - 1])
       // It may begin just behind the end of its turn, before its worker hears of that: then it is in vain, and may have read what came later.
       if (one.seq >= turn.end) return
       // Input of a run that was cancelled before it began may have entered the ledger, or not.
@@ -407,17 +397,17 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
     const started = events.find((event) => event.type === 'tool.started' && event.call_id === one.call_id && event.attempt === one.attempt)
     if (started === undefined || started.seq > one.seq) blame(`M6 ${one.call_id} ran before it was started`)
     else if (JSON.stringify(started.arguments) !== JSON.stringify(one.args)) blame(`I16 ${one.call_id} ran with other arguments`)
-    const about = (event: Event) => event.call_id === one.call_id
-    judgeStart(`${one.call_id} (attempt ${one.attempt})`, one.start,
-      (event) => about(event) && ((event.error as { code?: string } | undefined)?.code === 'outcome_unknown' || (event.type === 'tool.started' && event.attempt === one.attempt + 1)),
-      (event) => about(event) && SETTLED.has(event.type))
+    const settled = calls.get(one.call_id)?.settled ?? undefined
+    const again = events.find((event) => event.type === 'tool.started' && event.call_id === one.call_id && event.attempt === one.attempt + 1)
+    const unknown = (settled?.error as { code?: string } | undefined)?.code === 'outcome_unknown'
+    judgeStart(`${one.call_id} (attempt ${one.attempt})`, one.start, again ?? (unknown ? settled : undefined), settled)
   }
 
   /** Whoever has lost a claim begins nothing any more: at once if it was given up for dead, and soon if others have ended it, whose note may be lost. */
-  function judgeStart (what: string, start: number, isGivenUp: (event: Event) => boolean, isEnded: (event: Event) => boolean): void {
-    const behind = (match: (event: Event) => boolean) => start - (times[events.findIndex(match)] ?? Infinity)
-    if (behind(isGivenUp) > 0) blame(`I12 ${what} began ${Math.round(behind(isGivenUp))} ms after it was given up`)
-    if (behind(isEnded) > (strict ? 10 : LEASE_MS)) blame(`I12 ${what} began ${Math.round(behind(isEnded))} ms after its end`)
+  function judgeStart (what: string, start: number, givenUp: Event | undefined, ended: Event | undefined): void {
+    const behind = (event: Event | undefined) => event === undefined ? 0 : start - (times[event.seq - 1] as number)
+    if (behind(givenUp) > 0) blame(`I12 ${what} began ${Math.round(behind(givenUp))} ms after it was given up`)
+    if (behind(ended) > (strict ? 10 : LEASE_MS)) blame(`I12 ${what} began ${Math.round(behind(ended))} ms after its end`)
   }
 
   // --- Speed: without faults nothing waits for a sweep -----------------------------------------------------------------------------
@@ -471,8 +461,6 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
 /** Why a call may fail, and those of them for which it cannot have been run. */
 const FAILURES = new Set(['tool_error', 'outcome_unknown', 'timeout', 'unknown_tool', 'invalid_arguments', 'rejected', 'max_calls', 'dependency_failed'])
 const NEVER_RUN = new Set(['unknown_tool', 'invalid_arguments', 'rejected', 'max_calls', 'dependency_failed'])
-
-const SETTLED = new Set(['tool.completed', 'tool.failed', 'tool.cancelled'])
 
 const CANCELLED = 'this call was cancelled before it gave a result; what it had started may have taken effect'
 

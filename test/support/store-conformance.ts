@@ -57,13 +57,25 @@ export async function stored (store: Store, commit: Commit): Promise<Base> {
   return { born: committed.born, version: committed.version, token: commit.token }
 }
 
+/** A way to wait for what comes bit by bit: `look` whenever something has. One waits at a time. */
+function lookout (): { look: () => void, until: (met: () => boolean) => Promise<void> } {
+  let look = () => { /* nobody waits */ }
+  return {
+    look: () => look(),
+    until: (met) => new Promise<void>((resolve) => {
+      look = () => { if (met()) resolve() }
+      look()
+    })
+  }
+}
+
 /** What a reader of a conversation hears, and a way to wait for it. */
 async function listen (t: Test, feed: Feed, conversation: string): Promise<{ heard: Signal[], quiet: (least?: number, kind?: Signal['kind']) => Promise<Signal[]> }> {
   const heard: Signal[] = []
-  let wake = () => { /* nobody waits */ }
+  const { look, until } = lookout()
   t.teardown(await feed.subscribe(conversation, (signal) => {
     heard.push(signal)
-    wake()
+    look()
   }))
   return {
     heard,
@@ -75,11 +87,8 @@ async function listen (t: Test, feed: Feed, conversation: string): Promise<{ hea
       const mark = unique('mark')
       const told = () => heard.filter((signal) => kind === undefined ? signal.kind !== 'stopped' : signal.kind === kind)
       const marked = () => told().length >= least && heard.some((signal) => signal.kind === 'stopped' && signal.worker === mark)
-      const come = new Promise<void>((resolve) => {
-        wake = () => { if (marked()) resolve() }
-      })
       await feed.announce(conversation, 'run', mark)
-      if (!marked()) await come
+      await until(marked)
       return told()
     }
   }
@@ -530,12 +539,9 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
   t.test('notes reach the worker they are for, and only while it listens', async (t) => {
     const [a, b] = [unique('w'), unique('w')]
     const notes: Record<string, WorkerNote[]> = { a: [], b: [] }
-    let look = () => { /* nobody waits */ }
+    const { look, until } = lookout()
     /** Two nodes of a cluster may tell in another order than they were asked: each waits for what it needs. */
-    const come = (a: number, b: number) => new Promise<void>((resolve) => {
-      look = () => { if ((notes.a?.length ?? 0) >= a && (notes.b?.length ?? 0) >= b) resolve() }
-      look()
-    })
+    const come = (a: number, b: number) => until(() => (notes.a?.length ?? 0) >= a && (notes.b?.length ?? 0) >= b)
     const hear = (into: WorkerNote[] | undefined) => (note: WorkerNote) => {
       into?.push(note)
       look()
@@ -558,16 +564,13 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
   t.test('C3: readers of one conversation all hear the same, and one that leaves does not take the others with it', async (t) => {
     const id = unique('conv')
     const seen: Signal[][] = [[], [], []]
-    let look = () => { /* nobody waits */ }
+    const { look, until } = lookout()
     const offs = await Promise.all(seen.map((into) => feed.subscribe(id, (signal) => {
       into.push(signal)
       look()
     })))
     const seqs = () => seen.map((signals) => eventSignals(signals).map(({ seq }) => seq))
-    const come = (readers: number[], seq: number) => new Promise<void>((resolve) => {
-      look = () => { if (readers.every((i) => seqs()[i]?.includes(seq))) resolve() }
-      look()
-    })
+    const come = (readers: number[], seq: number) => until(() => readers.every((i) => seqs()[i]?.includes(seq)))
     const base = await stored(store, commitOf(id, null, { events: [eventOf(id, 1)] }))
     await come([0, 1, 2], 1)
     offs[1]?.()
