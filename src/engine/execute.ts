@@ -74,8 +74,8 @@ export const IMPATIENT_MS = 900
 export interface Performer {
   /** `taken`: calls that commands of the same commit have claimed already. Every job may claim its own share (`CALLS_PER_JOB`). */
   room: (conversation: string, claim: Claiming, taken: number) => Omit<Executor, 'worker'>
-  /** `row`: as it stands now; null: the conversation is gone. */
-  perform: (conversation: string, row: Row | null, effect: Effect) => void
+  /** `row`: as it stands now; null: the conversation is gone. `sent`: when the commit was sent that led to this, by this process' clock. */
+  perform: (conversation: string, row: Row | null, effect: Effect, sent: number) => void
 }
 
 /** The way in for commands: one decided behind the other per conversation, in this process. */
@@ -179,6 +179,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
 
   async function decide (conversation: string, actor: Actor, batch: Pending[]): Promise<void> {
     let fresh = false
+    let removal: number | null = null
     const trying = <T>(ask: () => Promise<T>) => patiently(deps, ask, () => batch.some((pending) => !pending.over))
     for (let conflicts = 0; ; conflicts++) {
       // What is to be created is not there: reading that is a trip for nothing, and the version check finds the exception.
@@ -207,6 +208,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
       const commit: Commit = {
         conversation,
         base,
+        removal: base === null ? removal : null,
         token,
         state,
         ...ledgerOf(base?.state.messages ?? 0, changes),
@@ -224,15 +226,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
       if (committed.status === 'conflict') {
         actor.row = committed.row
         fresh = true
-        if (sent > 1 && base !== null && committed.row !== null && committed.row.born !== base.born) {
-          // Removed and made again meanwhile, and a commit without an answer may have been done before that: doing it again could do it twice.
-          for (const pending of batch) {
-            // What a worker says is of its former self.
-            if (pending.patient) pending.resolve({ refusal: 'stale', row: committed.row, events: [], effects: [] })
-            else pending.reject(new UnavailableError('the conversation was removed while this was being stored'))
-          }
-          return
-        }
+        removal = committed.removal
         if (conflicts === MAX_CONFLICTS) {
           const error = new ConflictError(`conversation ${conversation} was changed by others ${conflicts} times in a row; try again`)
           // A worker's word has been paid for: it is tried until it is heard.
@@ -293,7 +287,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
   function after (conversation: string, before: State | null, { row, standing }: { row: Row, standing: Row | null }, changes: Change[], now: number): void {
     for (const change of changes) {
       for (const effect of change.effects) {
-        if (effect.type !== 'abort' || effect.worker === settings.worker) performer?.perform(conversation, standing, effect)
+        if (effect.type !== 'abort' || effect.worker === settings.worker) performer?.perform(conversation, standing, effect, now)
         else feed.tell(effect.worker, abortNote(conversation, effect)).catch(() => { /* a courtesy: what the worker writes is refused all the same */ })
       }
     }

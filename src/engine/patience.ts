@@ -1,7 +1,7 @@
 import type { Store } from '../store/store.js'
 import type { Clock, Log } from './ports.js'
 
-export type Reads = Pick<Store, 'load' | 'docs' | 'ledger'>
+export type Reads = Pick<Store, 'docs' | 'ledger'>
 
 /** Lets time pass. */
 export const pause = (clock: Clock, ms: number): Promise<void> => new Promise((resolve) => { clock.after(ms, resolve) })
@@ -13,8 +13,8 @@ export async function patiently<T> ({ clock, log }: { clock: Clock, log: Log }, 
       return await ask()
     } catch (error) {
       if (tries % 10 === 1) log.warn({ err: (error as Error).message, tries }, 'the store does not answer; trying again')
+      if (isWanted()) await pause(clock, Math.min(1000, 25 * 2 ** tries))
       if (!isWanted()) throw error
-      await pause(clock, Math.min(1000, 25 * 2 ** tries))
     }
   }
 }
@@ -26,7 +26,6 @@ export async function patiently<T> ({ clock, log }: { clock: Clock, log: Log }, 
 export function patientReads (store: Reads, clock: Clock, log: Log): Reads {
   const deps = { clock, log }
   return {
-    load: (conversation) => patiently(deps, () => store.load(conversation)),
     docs: (conversation, names) => patiently(deps, () => store.docs(conversation, names)),
     ledger: (conversation, from, limit) => patiently(deps, () => store.ledger(conversation, from, limit))
   }

@@ -9,7 +9,7 @@ import { performCall } from './call.js'
 import { UnavailableError, type Executed } from './execute.js'
 import { createLedgerCache } from './ledger.js'
 import type { Model } from './model/model.js'
-import { patientReads } from './patience.js'
+import { patiently, patientReads } from './patience.js'
 import { takePlace } from './place.js'
 import type { Clock, Hints, Ids, Leases, Log, Settings } from './ports.js'
 import { paceProgress } from './progress.js'
@@ -44,9 +44,10 @@ export interface ClaimedWork {
   running: { turns: number, calls: number }
   /** Calls of a conversation that run here. */
   callsOf: (conversation: string) => number
-  startTurn: (conversation: string, row: Row, turn: Extract<Effect, { type: 'call_model' }>) => void
+  /** `claimedAt`: not later than the claim was stored, by this process' clock. */
+  startTurn: (conversation: string, row: Row, turn: Extract<Effect, { type: 'call_model' }>, claimedAt: number) => void
   /** `limited`: they have not been started yet, and are once their rate limit allows it. */
-  startCalls: (conversation: string, row: Row, calls: { call_id: string, attempt: number }[], limited: boolean) => void
+  startCalls: (conversation: string, row: Row, calls: { call_id: string, attempt: number }[], claimedAt: number, limited: boolean) => void
   /** Goes on with what was put back when its time has come, without waiting for a sweep. */
   wakeAfter: (conversation: string, ms: number) => void
   /** Keeps track of another piece of work until it is over. Work must not throw; if it does, that is logged. */
@@ -78,6 +79,7 @@ const PATIENT_MS = 24 * 3_600_000
 /** A claim being worked on. It stays known until its result is stored, and `done` resolves; `over` once it takes up no room any more. */
 interface Work {
   run_id: string
+  claimed_at: number
   abort: AbortController
   over: boolean
   done: Promise<void>
@@ -85,8 +87,8 @@ interface Work {
   uncancellable?: true
 }
 
-function newWork (runId: string): Work {
-  return { run_id: runId, abort: new AbortController(), over: false, done: Promise.resolve() }
+function newWork (runId: string, claimedAt: number): Work {
+  return { run_id: runId, claimed_at: claimedAt, abort: new AbortController(), over: false, done: Promise.resolve() }
 }
 
 /** What this worker does for one conversation. */
@@ -97,8 +99,9 @@ interface Desk {
   /** Arguments of the calls of the batch this worker opened, so that they need not be read back; not of those that refer to others. */
   arguments: Map<string, Record<string, unknown>>
   tasks: Set<Promise<void>>
-  /** The looks at whether its claims stand. */
+  /** The looks at whether its claims stand, and when the row was read that the last of them saw: not later than that. */
   looks: Promise<void>
+  looked_at: number
 }
 
 /** Whether a call is run with just what the model wrote: without references to fill in, and nobody may edit it. */
@@ -118,7 +121,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
   function deskOf (conversation: string): Desk {
     let desk = desks.get(conversation)
     if (desk === undefined) {
-      desk = { turns: new Map(), calls: new Map(), arguments: new Map(), tasks: new Set(), looks: Promise.resolve() }
+      desk = { turns: new Map(), calls: new Map(), arguments: new Map(), tasks: new Set(), looks: Promise.resolve(), looked_at: -Infinity }
       desks.set(conversation, desk)
     }
     return desk
@@ -161,24 +164,31 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     })
   }
 
-  /** Before anything is begun that cannot be taken back: resolves once the claim stands for certain, or its work has been stopped. */
-  async function claimStands (desk: Desk, signal: AbortSignal): Promise<void> {
+  /**
+   * Before anything is begun that cannot be taken back: resolves once the claim stands for certain, or its work has been stopped. Notes may be late or
+   * lost: when the answer to the commit, the lock or an argument took long to come, others may have ended the claim, and its worker has not heard.
+   */
+  async function claimStands (conversation: string, desk: Desk, work: Work, signal: AbortSignal): Promise<void> {
+    const isOld = () => clock.now() - Math.max(work.claimed_at, desk.looked_at) >= settings.leaseMs / 3
     let looks: Promise<void>
     do {
+      if (isOld()) look(conversation, desk)
       await (looks = desk.looks)
       await deps.signStands(signal)
-    } while (!signal.aborted && looks !== desk.looks)
+    } while (!signal.aborted && (looks !== desk.looks || isOld()))
   }
 
-  function startTurn (conversation: string, row: Row, { turn, attempt, fence }: Extract<Effect, { type: 'call_model' }>): void {
+  function startTurn (conversation: string, row: Row, effect: Extract<Effect, { type: 'call_model' }>, claimedAt: number): void {
+    const { turn, attempt, fence } = effect
     const desk = deskOf(conversation)
-    const work = newWork((row.state.run as ActiveRun).id)
+    const work = newWork((row.state.run as ActiveRun).id, claimedAt)
     // Whoever holds an older fence here works for nothing, and keeps the lease from this one: the note that says so may come late.
     for (const older of desk.turns.values()) older.abort.abort(new Error('superseded'))
     desk.turns.set(fence, work)
     begin(conversation, 'turns', work, async (finished) => {
       const task = { conversation, row, turn, attempt, fence, signal: work.abort.signal }
-      const { command, release } = await performTurn({ ...deps, ledger, spec, claimStands: (signal) => claimStands(desk, signal) }, task, async (report) => {
+      const stands = (signal: AbortSignal) => claimStands(conversation, desk, work, signal)
+      const { command, release } = await performTurn({ ...deps, ledger, spec, claimStands: stands }, task, async (report) => {
         return (await execute(conversation, report, { patienceMs: PATIENT_MS })).refusal === null
       })
       finished()
@@ -220,7 +230,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     })
   }
 
-  function startCalls (conversation: string, row: Row, calls: { call_id: string, attempt: number }[], limited: boolean): void {
+  function startCalls (conversation: string, row: Row, calls: { call_id: string, attempt: number }[], claimedAt: number, limited: boolean): void {
     const desk = deskOf(conversation)
     const run = row.state.run as ActiveRun
     const phase = run.phase as BatchPhase
@@ -229,7 +239,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     const reading = missing.length === 0 ? Promise.resolve(known) : readArguments(reads, conversation, missing)
     for (const { call_id, attempt: claimed } of calls) {
       const state = phase.calls.find((call) => call.id === call_id) as CallState
-      const work = newWork(run.id)
+      const work = newWork(run.id, claimedAt)
       desk.calls.set(call_id, work)
       begin(conversation, 'calls', work, async (finished) => {
         const [args, prepared] = await Promise.all([reading, spec(conversation, run.id)])
@@ -265,7 +275,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
         const progress = paceProgress(clock, (data) => {
           execute(conversation, { type: 'ProgressCall', at: clock.now(), call_id, attempt, data }).catch(() => { /* progress is news, not truth */ })
         })
-        await claimStands(desk, work.abort.signal)
+        await claimStands(conversation, desk, work, work.abort.signal)
         if (state.rules.uncancellable) work.uncancellable = true
         const command = await performCall(deps, {
           conversation, run_id: run.id, turn: phase.turn, call_id, attempt,
@@ -295,16 +305,19 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     return claim.call_id === null ? desk?.turns.has(claim.fence as number) === true : desk?.calls.has(claim.call_id) === true
   }
 
-  function recheck (): void {
-    for (const [conversation, desk] of desks) {
-      const before = desk.looks
-      desk.looks = lookAt(conversation, desk).then(() => before)
-    }
+  function look (conversation: string, desk: Desk): void {
+    const before = desk.looks
+    desk.looks = lookAt(conversation, desk).then(() => before)
   }
 
   async function lookAt (conversation: string, desk: Desk): Promise<void> {
     const [turns, calls] = [[...desk.turns], [...desk.calls]]
-    const row = await reads.load(conversation)
+    let sent = 0
+    const row = await patiently({ clock, log }, () => {
+      sent = clock.now()
+      return store.load(conversation)
+    })
+    desk.looked_at = sent
     const claims = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker)
     const gone = new Error('the claim is gone')
     for (const [fence, work] of turns) if (!claims.some((claim) => claim.fence === fence)) work.abort.abort(gone)
@@ -332,7 +345,9 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
         await Promise.all(left.map((work) => work.done))
       }
     },
-    recheck,
+    recheck () {
+      for (const [conversation, desk] of desks) look(conversation, desk)
+    },
     conversations: () => [...desks.keys()],
     async settled (conversation) {
       for (let desk = desks.get(conversation); desk !== undefined && desk.tasks.size > 0; desk = desks.get(conversation)) {

@@ -34,10 +34,10 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
   const beats = new Map<string, number>()
   const clock = { now: () => Date.now() }
   const history = { epoch: 1 }
-  /** Of deleted conversations: an epoch that none of their events has reached. */
-  const gone = new Map<string, number>()
+  /** Of deleted conversations: an epoch that none of their events has reached, and the tokens of their commits. */
+  const gone = new Map<string, { epoch: number, tokens: string[] }>()
   const publish = (conversation: string, signal: Signal) => { for (const listener of readers.get(conversation) ?? []) listener(signal) }
-  const epochOf = (kept: Conversation) => Math.max(history.epoch, kept.epoch)
+  const epochOf = (kept: { epoch: number }) => Math.max(history.epoch, kept.epoch)
   const row = (kept: Conversation): Row => ({
     born: kept.born, version: kept.version, token: kept.tokens[0] as string, epoch: epochOf(kept), state: JSON.parse(kept.state) as State
   })
@@ -51,12 +51,17 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
     async commit (commit) {
       const { conversation, base, token } = commit
       const found = conversations.get(conversation)
-      if (found?.tokens.includes(token)) return { status: 'committed', born: base?.born ?? token, version: (base?.version ?? 0) + 1, epoch: epochOf(found) }
-      if (found?.born !== base?.born || found?.tokens[0] !== base?.token) return { status: 'conflict', row: found === undefined ? null : row(found) }
+      const former = found === undefined ? gone.get(conversation) : undefined
+      const known = found ?? former
+      if (known?.tokens.includes(token)) return { status: 'committed', born: base?.born ?? token, version: (base?.version ?? 0) + 1, epoch: epochOf(known) }
+      const removal = former?.epoch ?? null
+      if (found?.born !== base?.born || found?.tokens[0] !== base?.token || removal !== commit.removal) {
+        return { status: 'conflict', row: found === undefined ? null : row(found), removal }
+      }
       const plan = planCommit(commit)
       const kept: Conversation = found ?? {
-        born: token, version: 0, state: '', fence: 0, tokens: [], tenant: commit.state.tenant, messages: [], events: [], docs: new Map(), partial: null,
-        epoch: gone.get(conversation) ?? 1
+        born: token, version: 0, state: '', fence: 0, tokens: former?.tokens ?? [], tenant: commit.state.tenant, messages: [], events: [], docs: new Map(), partial: null,
+        epoch: former?.epoch ?? 1
       }
       for (const [name, value] of plan.puts) kept.docs.set(name, value)
       if (commit.rewind !== null) kept.messages.length = commit.rewind
@@ -118,7 +123,7 @@ export function createMemoryStore (keys: Keys): { store: Store, feed: Feed, pres
       }
       due.delete(conversation)
       const found = conversations.get(conversation)
-      if (found !== undefined) gone.set(conversation, epochOf(found) + 1)
+      if (found !== undefined) gone.set(conversation, { epoch: epochOf(found) + 1, tokens: found.tokens })
       const existed = conversations.delete(conversation)
       if (existed) publish(conversation, { kind: 'removed' })
       return existed

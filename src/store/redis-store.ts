@@ -63,12 +63,16 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
       const reply = await scripts.interlockCommit(
         keys.row(conversation), keys.messages(conversation), keys.events(conversation), keys.docs(conversation), keys.partial(conversation),
         keys.due(partition), keys.runs(partition, commit.state.tenant), keys.epoch(partition),
-        base?.born ?? '', base?.version ?? 0, base?.token ?? '', token, plan.state, plan.fence, due ?? '', conversation, keys.live(conversation),
+        base?.born ?? '', base?.version ?? 0, base?.token ?? commit.removal ?? '', token, plan.state, plan.fence, due ?? '', conversation, keys.live(conversation),
         `${plan.puts.length} ${plan.messages.length} ${plan.drops.length} ${created.length} ${plan.events.length}`,
         commit.rewind ?? '', seen[partition] as string,
         ...tail
       )
-      if (reply[0] === 0) return { status: 'conflict', row: row(partition, reply.slice(1) as unknown as RowReply) }
+      if (reply[0] === 0) {
+        const [, ...found] = reply
+        const [, epoch, born] = found
+        return { status: 'conflict', row: row(partition, found), removal: born === undefined && epoch !== 0 ? epoch as number : null }
+      }
       const [, saw, epoch, version] = reply
       seen[partition] = saw
       return { status: 'committed', born: base?.born ?? token, version, epoch }

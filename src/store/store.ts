@@ -20,6 +20,8 @@ export interface Commit {
   conversation: string
   /** The row this was decided on; null: there is none yet. */
   base: Base | null
+  /** Of a commit that makes a row: the removal of a former one under this name that it knows of, as a conflict told it. Null: it knows of none. */
+  removal: number | null
   /**
    * Made once per commit: a commit that is sent twice because its reply was lost is recognised by it. `<process>.<anything new>`: of each process (of the
    * last 32 that wrote) the store knows the newest again, so none may have two commits of a conversation under way.
@@ -39,8 +41,11 @@ export interface Commit {
 
 export type Committed =
   | { status: 'committed', born: string, version: number, epoch: number }
-  /** Somebody else was first, or the row is gone: nothing was stored, here is what stands now. */
-  | { status: 'conflict', row: Row | null }
+  /**
+   * Somebody else was first, or the row is gone: nothing was stored, here is what stands now. `removal`: there was a row under this name within the last
+   * week. What was to make one before that was removed and is only heard now must not bring it back: to make one it must be decided again.
+   */
+  | { status: 'conflict', row: Row | null, removal: number | null }
 
 /** An event as stored: `json` is the same bytes on every read. */
 export interface StoredEvent {

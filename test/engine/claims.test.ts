@@ -45,6 +45,23 @@ t.test('B7: a claim that was given up while the answer to it was lost belongs to
   t.ok((await bench.said()).includes('tool.failed'), 'what became of it nobody knows')
 })
 
+t.test('I12: a turn that waited a third of a lease for the lock does not begin if it was cancelled meanwhile, also when no note came', async (t) => {
+  for (const cancelled of [false, true]) {
+    const bench = createBench()
+    const worker = await bench.worker('w1')
+    bench.feed.tell = async () => {}
+    bench.locks.set('c', 'somebody')
+    await bench.start(worker)
+    await bench.clock.pass(100)
+    if (cancelled) await bench.api().executed.execute('c', { type: 'CancelRun', at: bench.clock.now(), run_id: 'run_1', reason: 'cancelled' })
+    await bench.clock.pass(LEASE_MS / 3)
+    t.equal(bench.asked.length, 0)
+    bench.locks.delete('c')
+    await bench.clock.pass(1000)
+    t.equal(bench.asked.length, cancelled ? 0 : 1)
+  }
+})
+
 t.test('B7: who was cut off while it read what it needs begins nothing before it knows what is still its own', async (t) => {
   for (const work of ['call', 'turn'] as const) {
     for (const taken of [false, true]) {

@@ -243,6 +243,51 @@ t.test('I21: a worker of a conversation that was deleted and made again is refus
   t.equal((await api.executed.execute('c', cancel(bench))).refusal, 'run_ended')
 })
 
+t.test('I21: what makes a conversation, and was stored without an answer, does not bring it back once it was deleted', async (t) => {
+  for (const again of [false, true]) {
+    const bench = createBench()
+    const [late, api] = [bench.api('late'), bench.api()]
+    bench.faults.commit = ['after']
+    const making = bench.start(late)
+    await settled()
+    await bench.store.remove('c')
+    if (again) await bench.start(api, { run_id: 'run_2' })
+    await bench.clock.pass(100)
+    t.equal((await making).refusal, null, 'it was done')
+    t.same((await bench.said()).length, again ? 1 : 0)
+  }
+})
+
+t.test('I21: what makes a conversation and is on the way for long does not bring it back if nobody waits for it any more', async (t) => {
+  for (const waits of [false, true]) {
+    const bench = createBench()
+    const [late, api] = [bench.api('late'), bench.api()]
+    let arrive = () => { /* nothing is under way */ }
+    bench.beforeCommit = () => new Promise<void>((resolve) => { arrive = resolve })
+    const making = bench.start(late).then(({ refusal }) => refusal, (error: Error) => error.name)
+    await settled()
+    bench.beforeCommit = null
+    await bench.start(api)
+    await bench.store.remove('c')
+    await bench.clock.pass(waits ? 100 : IMPATIENT_MS)
+    arrive()
+    t.equal(await making, waits ? null : 'UnavailableError')
+    await settled()
+    t.equal(await bench.store.load('c') !== null, waits)
+  }
+})
+
+t.test('a commit that nobody waits for any more is not sent', async (t) => {
+  const bench = createBench()
+  const api = bench.api()
+  bench.faults.commit = ['before', 'before', 'before', 'before', 'before'] // the pause behind the fifth lasts until after the request was answered
+  const refused = t.rejects(bench.start(api), UnavailableError)
+  await bench.clock.pass(1000)
+  await refused
+  await bench.clock.pass(10_000)
+  t.equal(await bench.store.load('c'), null)
+})
+
 t.test('what is known here of a row is checked between two commits, and read if nothing is known', async (t) => {
   const bench = createBench()
   const [api, other] = [bench.api(), bench.api('other')]

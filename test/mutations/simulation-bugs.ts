@@ -6,7 +6,7 @@ const TEXTS: { bug: string, file: string, find: string, put: string }[] = [
   { bug: 'no fence check', file: 'core/transition', find: ' || run.phase.fence !== fence) return null', put: ') return null' },
   { bug: 'no fence check for streamed text', file: 'store/memory-store', find: ' || found.fence !== fence) return false', put: ') return false' },
   { bug: 'no version check', file: 'store/memory-store', find: 'found?.born !== base?.born || found?.tokens[0] !== base?.token', put: '(found === undefined) !== (base === null)' },
-  { bug: 'a commit is not known by its token', file: 'store/memory-store', find: 'found?.tokens.includes(token)', put: 'found?.tokens.includes(`not ${token}`)' },
+  { bug: 'a commit is not known by its token', file: 'store/memory-store', find: 'known?.tokens.includes(token)', put: 'found?.tokens.includes(`not ${token}`)' },
   { bug: 'every try of a commit has another token', file: 'engine/execute', find: '        token,\n', put: '        token: ids.next(),\n' },
   // Taking over
   { bug: 'the sweep is off', file: 'engine/engine', find: 'due.map((conversation) =>', put: 'due.slice(due.length).map((conversation) =>' },
@@ -25,7 +25,7 @@ const TEXTS: { bug: string, file: string, find: string, put: string }[] = [
   { bug: 'a request waits for what is more patient', file: 'engine/execute', find: 'const cancel = clock.after(patienceMs, ', put: 'const cancel = clock.after(patienceMs * 9, ' },
   { bug: 'a cancelled turn is not told so', file: 'engine/execute', find: 'else feed.tell(', put: 'else if (now < 0) feed.tell(' },
   // Dispatch and barrier
-  { bug: 'claimed work begins twice', file: 'engine/execute', find: 'performer?.perform(conversation, standing, effect)\n', put: '{ performer?.perform(conversation, standing, effect); performer?.perform(conversation, standing, effect) }\n' },
+  { bug: 'claimed work begins twice', file: 'engine/execute', find: 'performer?.perform(conversation, standing, effect, now)\n', put: '{ performer?.perform(conversation, standing, effect, now); performer?.perform(conversation, standing, effect, now) }\n' },
   { bug: 'what was claimed and undone in one commit begins', file: 'engine/engine', find: 'if (claims.some((claim) => claim.fence === effect.fence)) work.startTurn', put: 'if (claims.length >= 0) work.startTurn' },
   { bug: 'calls that were claimed and undone in one commit begin', file: 'engine/engine', find: 'const calls = effect.calls.filter(({ call_id: id, attempt }) => claims.some((claim) => claim.call_id === id && claim.attempt === attempt))', put: 'const { calls } = effect' },
   { bug: 'the barrier is vacuous', file: 'core/settle', find: 'phase === null || phase.calls.some(isOpen)) return false', put: 'phase === null) return false' },

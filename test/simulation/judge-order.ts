@@ -37,6 +37,10 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
           if (event.type === 'tool.failed') judgeFault(call, event.error as { code: string })
         }
         break
+      case 'message.accepted':
+        // Whoever interrupts while calls are still at work does not want it to end with that answer.
+        if (event.mode === 'interrupt') final = null
+        break
     }
     // What one commit brings is published at once: behind it, whatever may start has.
     if (times[i + 1] !== times[i] && open !== null) judgeWaiting(open, event.seq)
@@ -67,7 +71,8 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
     const before = batch.inOrder.slice(0, call.rank)
     const rival = before.find((one) => !isSettled(one, seq) && conflicts(one, call, seq, false)) ?? [...running].find((one) => conflicts(one, call, seq, false))
     if (rival !== undefined) blame(`D12 ${call.id} (${call.name}) starts beside ${rival.id} (${rival.name})`)
-    const sure = [...running].filter((one) => one !== call && one.facts.retry === undefined)
+    // What is started once more, later, may have been given up before this.
+    const sure = [...running].filter((one) => one !== call && one.facts.retry === undefined && !one.starts.some((start) => start.seq > seq))
     const room = policy.parallel === false ? 1 : limits.max_tool_concurrency ?? 16
     if (call.facts.client === undefined && sure.length >= room) blame(`E4 ${call.id} starts as one of ${sure.length + 1}, and ${room} may run`)
     const alike = sure.filter(({ name }) => name === call.name).length
@@ -131,14 +136,17 @@ export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): vo
   /** How often and how soon a call is tried again, and how many of a tool begin in a time. */
   function judgeTries (): void {
     const { calm, strict } = conditionsOf(evidence)
+    const { skews } = evidence.workload
+    const skew = Math.max(...skews) - Math.min(...skews)
     for (const { calls } of batches.values()) {
       for (const call of calls.filter(({ facts }) => facts.retry !== undefined)) {
         const { attempts, backoff_ms: backoff } = call.facts.retry as { attempts: number, backoff_ms: number }
         if (calm && call.starts.length > attempts) blame(`E6 ${call.id} is tried ${call.starts.length} times`)
         if (strict) {
+          // One process may fail, and another, whose clock is ahead, try again.
           call.starts.slice(1).forEach((start, i) => {
             const waited = start.time - (call.starts[i] as { time: number }).time
-            if (waited < backoff * 2 ** i - 1) blame(`E6 ${call.id} is tried again after ${Math.round(waited)} ms`)
+            if (waited < backoff * 2 ** i - 1 - skew) blame(`E6 ${call.id} is tried again after ${Math.round(waited)} ms`)
           })
         }
         const given = call.settled?.type === 'tool.failed' && (call.settled.error as { code: string }).code === 'tool_error'

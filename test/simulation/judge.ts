@@ -407,7 +407,7 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
   function judgeStart (what: string, start: number, givenUp: Event | undefined, ended: Event | undefined): void {
     const behind = (event: Event | undefined) => event === undefined ? 0 : start - (times[event.seq - 1] as number)
     if (behind(givenUp) > 0) blame(`I12 ${what} began ${Math.round(behind(givenUp))} ms after it was given up`)
-    if (behind(ended) > (strict ? 10 : LEASE_MS)) blame(`I12 ${what} began ${Math.round(behind(ended))} ms after its end`)
+    if (behind(ended) > (strict ? 10 : LEASE_MS / 2)) blame(`I12 ${what} began ${Math.round(behind(ended))} ms after its end`)
   }
 
   // --- Speed: without faults nothing waits for a sweep -----------------------------------------------------------------------------

@@ -33,28 +33,27 @@ async function search (from: number, count: number): Promise<void> {
   // Making stacks for the many errors nobody reads takes a tenth of the time.
   Error.stackTraceLimit = 0
   let happened = 0
-  const failed: number[] = []
+  let tried = 0
+  const failed: { seed: number, faults: number }[] = []
   const tell = progress(count, values.brief)
-  for (let seed = from; seed < from + count; seed++) {
+  for (let seed = from; seed < from + count && (failed.length === 0 || values.keep); seed++) {
     const evidence = await simulate(seed)
     happened += evidence.happened
+    tried++
     const wrong = judge(evidence)
-    tell(seed - from + 1, failed.length)
+    tell(tried, failed.length)
     if (wrong.length === 0) continue
-    failed.push(seed)
+    failed.push({ seed, faults: evidence.faults.length })
     erase()
     say(`seed ${seed}: ${wrong[0]}`)
-    if (values.brief) break
-    if (!values.keep) {
-      await replay(seed, await shrink(seed, evidence.faults.length))
-      break
-    }
   }
   erase()
   const seconds = (performance.now() - begun) / 1000
   const { user, system } = process.cpuUsage(used)
-  const speed = `${Math.round(count / ((user + system) / 1e6))} seeds per second of processor time`
-  say(`${count} seeds from ${from}: ${failed.length} failed; ${seconds.toFixed(1)} s, ${speed}, ${Math.round(happened / count)} steps per seed`)
+  const speed = `${Math.round(tried / ((user + system) / 1e6))} seeds per second of processor time`
+  const [first] = failed
+  if (first !== undefined && !values.keep && !values.brief) await replay(first.seed, await shrink(first.seed, first.faults))
+  say(`${tried} seeds from ${from}: ${failed.length} failed; ${seconds.toFixed(1)} s, ${speed}, ${Math.round(happened / tried)} steps per seed`)
   if (failed.length > 0) process.exitCode = 1
 }
 

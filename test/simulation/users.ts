@@ -27,6 +27,8 @@ export interface Request {
   text: string
   sent: number
   outcome: Outcome | null
+  /** When its user knew the outcome. */
+  known: number
   refusal: string | null
   /** Sent more than once: an answer may speak of an earlier try. */
   repeated: boolean
@@ -78,7 +80,7 @@ export function createUsers ({ seed, timeline, random, keys, entrances, calm, ca
   function ask (conversation: string, runId: string, action: Answer, after: number): void {
     const id = String(++made).padStart(4, '0')
     const request: Request = {
-      conversation, life: 0, action: { ...action, at: 0 }, run_id: runId, message_id: `msg_${id}`, text: `${action.do} ${id}`, sent: Infinity, outcome: null, refusal: null,
+      conversation, life: 0, action: { ...action, at: 0 }, run_id: runId, message_id: `msg_${id}`, text: `${action.do} ${id}`, sent: Infinity, outcome: null, known: Infinity, refusal: null,
       repeated: false
     }
     requests.push(request)
@@ -88,6 +90,7 @@ export function createUsers ({ seed, timeline, random, keys, entrances, calm, ca
       attempt(request, false, 1, (outcome) => {
         trace?.('user', `${request.text} is ${outcome}${request.refusal === null ? '' : ` (${request.refusal})`}`)
         request.outcome = outcome
+        request.known = timeline.now()
         open--
       })
       return false
@@ -131,12 +134,13 @@ export function createUsers ({ seed, timeline, random, keys, entrances, calm, ca
       if (about === undefined) return over('refused')
       const text = `${action.do} ${id}`
       const made1: Request = {
-        conversation, life, action, run_id: run, message_id: about?.message_id ?? `msg_${id}`, text, sent: timeline.now(), outcome: null, refusal: null, repeated: false
+        conversation, life, action, run_id: run, message_id: about?.message_id ?? `msg_${id}`, text, sent: timeline.now(), outcome: null, known: Infinity, refusal: null, repeated: false
       }
       requests.push(made1)
       attempt(made1, creates, 1, (outcome) => {
         trace?.('user', `${text} is ${outcome}${made1.refusal === null ? '' : ` (${made1.refusal})`}`)
         made1.outcome = outcome
+        made1.known = timeline.now()
         if (action.do === 'delete' && outcome === 'accepted') {
           life++
           if (action.again) request({ ...session.actions[0] as Action }, true, over)
@@ -152,8 +156,9 @@ export function createUsers ({ seed, timeline, random, keys, entrances, calm, ca
     request.repeated = tries > 1
     const from = entrances()
     const isGone = () => request.action.do !== 'delete' && requests.some((one) => {
-      return one.conversation === request.conversation && one.action.do === 'delete' && one.sent >= request.sent
+      return one.conversation === request.conversation && one.action.do === 'delete' && one.known >= request.sent
     })
+    const isDeleted = () => requests.some((one) => one.conversation === request.conversation && one.action.do === 'delete')
     const again = (): void => {
       if (tries >= 5 && !calm()) return over('unknown')
       // Whoever wants a conversation gone does not ask again for what was in it: made once more, it would be another.
@@ -177,7 +182,9 @@ export function createUsers ({ seed, timeline, random, keys, entrances, calm, ca
         }
         const { refusal } = result
         request.refusal = refusal
-        over(refusal === null || refusal === 'duplicate' ? 'accepted' : 'refused')
+        // It may have been taken, and its conversation deleted before the answer was read.
+        if (refusal === 'not_found' && isDeleted()) over('unknown')
+        else over(refusal === null || refusal === 'duplicate' ? 'accepted' : 'refused')
         return false
       })
     }

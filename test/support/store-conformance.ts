@@ -42,7 +42,7 @@ export function stateOf (conversation: string, { tenant = 'tenant', fence }: { t
 
 export function commitOf (conversation: string, base: Base, over: Partial<Commit> = {}): Commit {
   return {
-    conversation, base, token: ulid(), state: stateOf(conversation), messages: [], rewind: null, events: [], docs: [], created: [], due: null, ...over
+    conversation, base, removal: null, token: ulid(), state: stateOf(conversation), messages: [], rewind: null, events: [], docs: [], created: [], due: null, ...over
   }
 }
 
@@ -50,9 +50,10 @@ export function eventOf (conversation: string, seq: number, data: Record<string,
   return { seq, type: 'run.created', run_id: 'run_1', conversation_id: conversation, time: '2030-01-01T00:00:00.000Z', caused_by: [], ...data }
 }
 
-/** Commits and expects it to be stored. */
+/** Commits and expects it to be stored, be it under the name of one that was removed. */
 export async function stored (store: Store, commit: Commit): Promise<Base> {
-  const committed = await store.commit(commit)
+  let committed = await store.commit(commit)
+  if (committed.status === 'conflict' && committed.removal !== null) committed = await store.commit({ ...commit, removal: committed.removal })
   if (committed.status !== 'committed') throw new Error(`a commit met version ${committed.row?.version}`)
   return { born: committed.born, version: committed.version, token: commit.token }
 }
@@ -116,7 +117,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     t.equal(await store.partial(id), null)
     t.equal(await store.append(id, 1, delta()), false)
     t.equal(await store.remove(id), false)
-    t.same(await store.commit(commitOf(id, { born: ulid(), version: 3, token: ulid() })), { status: 'conflict', row: null }, 'and is not made by a commit on a row that is gone')
+    t.same(await store.commit(commitOf(id, { born: ulid(), version: 3, token: ulid() })), { status: 'conflict', row: null, removal: null }, 'and is not made by a commit on a row that is gone')
   })
 
   t.test('M1: every commit raises the version by one, and the row is what was committed', async (t) => {
@@ -149,7 +150,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
       'the same version of a time that is lost': { born: now.born, version: now.version, token: ulid() },
       'a version to come': { born: now.born, version: now.version + 1, token: ulid() }
     }
-    for (const [why, old] of Object.entries(stale)) t.same(await store.commit(commitOf(id, old, much)), { status: 'conflict', row: now }, why)
+    for (const [why, old] of Object.entries(stale)) t.same(await store.commit(commitOf(id, old, much)), { status: 'conflict', row: now, removal: null }, why)
     t.same(await store.load(id), now)
     t.same(await store.ledger(id, 0), [])
     t.same(await store.log(id, 0, 10), [])
@@ -468,7 +469,10 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     t.equal(await store.remove(id), true)
     t.same(await quiet(1, 'removed'), [{ kind: 'removed' }])
 
-    t.same(await store.commit(commitOf(id, base, { messages: [['late']], events: [eventOf(id, 2)], created: [run], due: 6 })), { status: 'conflict', row: null })
+    const late = await store.commit(commitOf(id, null, { messages: [['late']], created: [run], due: 6 }))
+    const removal = late.status === 'conflict' ? late.removal : null
+    t.type(removal, 'number', 'what was to make it before it was removed does not bring it back')
+    t.same(await store.commit(commitOf(id, base, { messages: [['late']], events: [eventOf(id, 2)], created: [run], due: 6 })), { status: 'conflict', row: null, removal })
     t.equal(await store.append(id, 1, delta()), false)
     await store.postpone(id, base as NonNullable<Base>, 6)
     t.equal(await store.load(id), null)
@@ -478,7 +482,11 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     t.same(await store.takeDue(7, 8, 64), [neighbour])
     t.equal(await store.remove(id), false)
 
-    const again = await stored(store, commitOf(id, null))
+    t.match(await store.commit(commit), { status: 'committed' }, 'what was done before is known')
+    t.equal(await store.load(id), null, 'and not done again')
+    const again = await stored(store, commitOf(id, null, { removal }))
+    t.match(await store.commit(commit), { status: 'committed' }, 'also beside another one under its name')
+    t.equal((await store.load(id))?.version, 1)
     t.not(again?.born, base?.born, 'made again it is another one')
     t.equal((await store.commit(commitOf(id, base))).status, 'conflict')
     t.same(await store.log(id, 0, 10), [])
@@ -605,7 +613,7 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     t.ok(third.status === 'committed' && third.epoch > second, 'also where the write comes before any read')
     t.same((await store.log(id, 3, 10)).map(({ seq }) => seq), [4])
     for (const each of [id, idle]) await store.remove(each)
-    const again = await store.commit(commitOf(idle, null, { events: [eventOf(idle, 1)] }))
-    t.ok(again.status === 'committed' && again.epoch > 1, 'what is made anew as well')
+    await stored(store, commitOf(idle, null, { events: [eventOf(idle, 1)] }))
+    t.ok((await store.load(idle))?.epoch as number > 1, 'what is made anew as well')
   })
 }

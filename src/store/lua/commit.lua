@@ -2,7 +2,7 @@
   Stores one commit of a conversation, unless someone committed since its state was read. All checks come before the first
   write: an error in a script does not undo what it wrote.
 
-  KEYS[1] row        hash: born, version, state, fence, tokens, epoch; of a deleted conversation the epoch alone, see remove.lua
+  KEYS[1] row        hash: born, version, state, fence, tokens, epoch; of a deleted conversation epoch and tokens, see remove.lua
   KEYS[2] messages   list, the ledger, append-only
   KEYS[3] events     stream, entry ids are "<seq>-<epoch - 1>"
   KEYS[4] docs       hash, texts beside the row
@@ -13,7 +13,7 @@
 
   ARGV[1]  born of the expected row, "" when there must be none
   ARGV[2]  version of the expected row
-  ARGV[3]  token of the commit that made it; versions can repeat when Redis has lost some
+  ARGV[3]  token of the commit that made it; versions can repeat when Redis has lost some. Where there must be none: the removal that is known of, or ""
   ARGV[4]  token of this commit, "<process>.<what it has not said before>"
   ARGV[5]  state as JSON, opaque here
   ARGV[6]  fence whose deltas are welcome, "0" for none
@@ -29,11 +29,12 @@
   Returns { 1, seen, epoch, version }                       committed now
           { 2, seen, epoch, version }                       committed before: this token is known, its reply was lost
           { 0, seen, epoch, born, version, token, state }   someone else was first; decide again on this
-          { 0, seen }                                       there is no such row
+          { 0, seen, removal }                              there is no such row; removal 0: nor was there one within the last week
 ]]
 local row = redis.call('HMGET', KEYS[1], 'born', 'version', 'tokens', 'state', 'fence', 'epoch')
 local born, version, tokens = row[1] or '', row[2] or '0', row[3] or ''
 local newest = string.match(tokens, '^%S*')
+if born == '' then newest = row[6] or '' end
 local partition, seen = epoch_of(KEYS[8], ARGV[12])
 local epoch = math.max(partition, tonumber(row[6] or 0))
 
@@ -45,7 +46,7 @@ for token in string.gmatch(tokens, '%S+') do
   if string.match(token, '^[^.]*') ~= writer and #others < 31 then others[#others + 1] = token end
 end
 if born ~= ARGV[1] or newest ~= ARGV[3] then
-  if born == '' then return { 0, seen } end
+  if born == '' then return { 0, seen, tonumber(newest) or 0 } end
   return { 0, seen, epoch, born, version, newest, row[4] }
 end
 
