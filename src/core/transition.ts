@@ -314,12 +314,11 @@ function blank (command: CreateConversation | StartRun): State {
 function clone<T> (value: T): T {
   if (Array.isArray(value)) return value.map(clone) as T
   if (value === null || typeof value !== 'object') return value
-  const copy: Record<string, unknown> = {}
-  for (const key in value) {
-    const inner = clone((value as Record<string, unknown>)[key])
-    // Arguments are named by models: this one name would not be assigned, but followed.
-    if (key === '__proto__') Object.defineProperty(copy, key, { value: inner, enumerable: true, configurable: true, writable: true })
-    else copy[key] = inner
+  // Spread copies every key as it is, also one that a model has named `__proto__`; assigning to it afterwards sets what is its own by then.
+  const copy = { ...value } as Record<string, unknown>
+  for (const key in copy) {
+    const inner = copy[key]
+    if (typeof inner === 'object' && inner !== null) copy[key] = clone(inner)
   }
   return copy as T
 }

@@ -376,6 +376,12 @@ t.test('a conversation begins with what it is created with', async (t) => {
   t.match(scene.given(start({ run_id: 'r2' }), work()).log.at(-1), { turn: 1, message_count: 5 })
 })
 
+t.test('what a client has named as if it were the prototype of an object is a name like any other', async (t) => {
+  const metadata = JSON.parse('{"__proto__":{"a":{"b":"1"}},"c":"2"}') as Record<string, string>
+  const scene = given(start({ metadata }), pass(20), work('w1'))
+  t.equal(JSON.stringify(scene.state().run?.metadata), JSON.stringify(metadata))
+})
+
 t.test('M5: a conversation is created once; who repeats the request is recognised by it', async (t) => {
   const scene = given(create())
   t.equal(scene.when(create()).refusal, 'exists')

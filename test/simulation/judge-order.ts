@@ -1,14 +1,13 @@
-import { conditionsOf, edits, filled, readBatches, same, type Batch, type Called } from './calls.js'
+import { conditionsOf, edits, filled, same, type Batch, type Called } from './calls.js'
 import type { Evidence, Life } from './world.js'
 
 /**
  * Which calls were started when: references, resources, limits and turns. A call that starts too early is wrong, and so is one that waits
  * without a reason: from what readers were told alone, with the rules written anew.
  */
-export function judgeOrder (evidence: Evidence, life: Life, wrong: string[]): void {
+export function judgeOrder (evidence: Evidence, life: Life, batches: Map<string, Batch>, wrong: string[]): void {
   const { conversation, told, times } = life
   const blame = (what: string) => { wrong.push(`${what} (${conversation})`) }
-  const batches = readBatches(evidence, life)
   const used = new Map<string, number>()
   let open: Batch | null = null
   /** A final answer that is to end what runs beside it. */

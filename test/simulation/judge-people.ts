@@ -1,6 +1,6 @@
 import { forModel } from '../../src/engine/tools/output.js'
 import type { Event } from '../../src/core/event.js'
-import { conditionsOf, edits, filled, isTaken, mayBeTaken, readBatches, same, type Batch, type Called } from './calls.js'
+import { conditionsOf, edits, filled, isTaken, mayBeTaken, same, type Batch, type Called } from './calls.js'
 import { isGated } from './judge-order.js'
 import type { Evidence, Life } from './world.js'
 
@@ -10,11 +10,10 @@ interface Suspension { id: string, event: Event, batch: Batch, calls: Map<string
  * What people and clients were asked, what they said and what was made of it (I8), and what became of results that came too late (I10).
  * It knows their requests and the answers to these, and what readers were told; never what is stored.
  */
-export function judgePeople (evidence: Evidence, life: Life, wrong: string[]): void {
+export function judgePeople (evidence: Evidence, life: Life, batches: Map<string, Batch>, wrong: string[]): void {
   const { requests, executions, deaths } = evidence
   const { conversation, told, times } = life
   const blame = (what: string) => { wrong.push(`${what} (${conversation})`) }
-  const batches = readBatches(evidence, life)
   const calls = new Map([...batches.values()].flatMap((batch) => batch.calls.map((call) => [call.id, call])))
   const suspensions: Suspension[] = []
   let open: Suspension | null = null

@@ -1,9 +1,10 @@
+import { isDeepStrictEqual } from 'node:util'
 import type { Message } from '../../src/core/message.js'
 import type { Event } from '../../src/core/event.js'
 import { errorForModel, forModel } from '../../src/engine/tools/output.js'
 import { outOfOrder } from '../support/message-order.js'
 import { checkPayload } from '../support/payload.js'
-import { conditionsOf, readBatches, shown } from './calls.js'
+import { conditionsOf, readBatches, shown, type Batch as AskedBatch } from './calls.js'
 import { judgeOrder } from './judge-order.js'
 import { judgePeople } from './judge-people.js'
 import type { LlmCall } from './provider.js'
@@ -30,9 +31,10 @@ export function judge (evidence: Evidence): string[] {
   for (const one of evidence.late) wrong.push(`F54 ${one}`)
   judgeCalls(evidence, wrong)
   for (const life of lives) {
-    judgeLife(evidence, life, wrong)
-    judgeOrder(evidence, life, wrong)
-    judgePeople(evidence, life, wrong)
+    const batches = readBatches(evidence, life)
+    judgeLife(evidence, life, batches, wrong)
+    judgeOrder(evidence, life, batches, wrong)
+    judgePeople(evidence, life, batches, wrong)
   }
   const created = new Map<string, Life[]>()
   for (const life of lives) {
@@ -103,12 +105,12 @@ interface Run {
 }
 
 /** One conversation, from its events: they are replayed into the ledger they must have made. */
-function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
+function judgeLife (evidence: Evidence, life: Life, batches: Map<string, AskedBatch>, wrong: string[]): void {
   const { requests, llmCalls, executions, stored } = evidence
   const { conversation, times, told: events } = life
   const { calm, strict } = conditionsOf(evidence)
   const blame = (what: string) => { wrong.push(`${what} (${conversation})`) }
-  const asked = new Map([...readBatches(evidence, life).values()].flatMap((one) => one.calls.map((call) => [call.id, shown(call, stored.get(conversation)?.asked)])))
+  const asked = new Map([...batches.values()].flatMap((one) => one.calls.map((call) => [call.id, shown(call, stored.get(conversation)?.asked)])))
   /** Some call's arguments cannot be known any more. */
   const blurred = [...asked.values()].includes(null)
   const runs = new Map<string, Run>()
@@ -450,7 +452,7 @@ function judgeLife (evidence: Evidence, life: Life, wrong: string[]): void {
   // --- What is stored ---------------------------------------------------------------------------------------------------------------
   const kept = stored.get(conversation)
   if (life.removed || kept === undefined) return
-  if (JSON.stringify(kept.log) !== JSON.stringify(life.events)) blame('I4 the log is not what its readers were told')
+  if (!isDeepStrictEqual(kept.log, life.events)) blame('I4 the log is not what its readers were told')
   if (evidence.stuck !== null) return
   const actual = kept.ledger.map((json) => lineOf(JSON.parse(json) as Message | null)).filter((line) => !unstarted.has(line))
   if (!blurred && actual.join('\n') !== ledger.join('\n')) blame(`I27 the ledger is\n    ${actual.join('\n    ')}\n  instead of\n    ${ledger.join('\n    ')}`)

@@ -5,8 +5,9 @@
  *                 shows how far it is: in one line on a terminal, else in a line every few seconds
  *   --seed 17     one seed, told  --without 0,3  faults of it that are left out
  *
- * Runs as one bundle, made as the product is: tsx gives every closure its name again each time one is made, a fifth of the time here. And with
- * less inlining (--max-inlined-bytecode-size-cumulative): a process that lives a minute spends a third of it on compiling what it already runs.
+ * Runs as one bundle, made as the product is: tsx gives every closure its name again each time one is made, a fifth of the time here. With less
+ * inlining (--max-inlined-bytecode-size-cumulative): a process that lives a minute spends a third of it on compiling what it already runs. And with one
+ * thread (--single-threaded): on one core those that collect garbage and compile beside it only cost the changes between them, a tenth of the time.
  */
 import { parseArgs } from 'node:util'
 import { describeFault } from './faults.js'

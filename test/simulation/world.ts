@@ -28,6 +28,7 @@ const CALM_AFTER_MS = 4000
 /** By when everything must have come to rest after that. */
 export const REST_MS = 25_000
 const START = 1_893_456_000_000
+const ENDS = new Set(['run.completed', 'run.incomplete', 'run.failed', 'run.cancelled'])
 
 /** One life of a conversation, from its creation to its end: what its readers have been told. */
 export interface Life {
@@ -143,7 +144,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
         if (event.type === 'run.created' && event.run_id !== null) {
           lifeOfRun.set(event.run_id, life)
           openRuns.add(event.run_id)
-        } else if (/^run\.(completed|incomplete|failed|cancelled)$/.test(event.type) && event.run_id !== null) {
+        } else if (ENDS.has(event.type) && event.run_id !== null) {
           openRuns.delete(event.run_id)
         }
       }
@@ -357,9 +358,12 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
   await timeline.run(() => {
     const now = timeline.now()
     if (now > calmFrom + REST_MS) return true
-    const atRest = users.open() === 0 && openRuns.size === 0 && idle() && locks.size === 0 && queue.size() === 0
-    restSince = atRest ? restSince ?? now : null
+    if (users.open() > 0 || openRuns.size > 0) {
+      restSince = null
+      return false
+    }
     for (const [conversation, lock] of locks) if (lock.until <= now) locks.delete(conversation)
+    restSince = locks.size === 0 && queue.size() === 0 && idle() ? restSince ?? now : null
     // A late note or a sweep may still come.
     return restSince !== null && now - restSince > 300
   })
