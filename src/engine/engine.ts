@@ -77,19 +77,19 @@ export function createEngine (deps: EngineDeps): Engine {
         spread
       }
     },
-    perform (conversation, row, effect, sent) {
+    perform (conversation, row, effect, claimedAt) {
       if (effect.type === 'abort') return work.abort(conversation, effect.fence, effect.call_ids, effect.reason)
       if (row === null) return
       // Of commands that were stored together one may have undone what another one claimed: what stands in the row is performed.
       const claims = claimsOf(row.state).filter(({ worker }) => worker === settings.worker)
       switch (effect.type) {
         case 'call_model':
-          if (claims.some((claim) => claim.fence === effect.fence)) work.startTurn(conversation, row, effect, sent)
+          if (claims.some((claim) => claim.fence === effect.fence)) work.startTurn(conversation, row, effect, claimedAt)
           return
         case 'run_calls':
         case 'take_places': {
           const calls = effect.calls.filter(({ call_id: id, attempt }) => claims.some((claim) => claim.call_id === id && claim.attempt === attempt))
-          if (calls.length > 0) work.startCalls(conversation, row, calls, sent, effect.type === 'take_places')
+          if (calls.length > 0) work.startCalls(conversation, row, calls, claimedAt, effect.type === 'take_places')
         }
       }
     }

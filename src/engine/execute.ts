@@ -74,8 +74,8 @@ export const IMPATIENT_MS = 900
 export interface Performer {
   /** `taken`: calls that commands of the same commit have claimed already. Every job may claim its own share (`CALLS_PER_JOB`). */
   room: (conversation: string, claim: Claiming, taken: number) => Omit<Executor, 'worker'>
-  /** `row`: as it stands now; null: the conversation is gone. `sent`: when the commit was sent that led to this, by this process' clock. */
-  perform: (conversation: string, row: Row | null, effect: Effect, sent: number) => void
+  /** `row`: as it stands now; null: the conversation is gone. `claimedAt`: when the commit was decided that led to this, by this process' clock. */
+  perform: (conversation: string, row: Row | null, effect: Effect, claimedAt: number) => void
 }
 
 /** The way in for commands: one decided behind the other per conversation, in this process. */

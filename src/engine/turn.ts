@@ -26,7 +26,7 @@ export interface TurnDeps {
   ids: Ids
   log: Log
   settings: Settings
-  /** Resolves once the claim of this turn stands for certain, or the signal has fired. */
+  /** Resolves once the claim of this turn has just been seen to stand, or the signal has fired. */
   claimStands: (signal: AbortSignal) => Promise<void>
   /** A number from 0 to 1, for jitter. */
   random: () => number

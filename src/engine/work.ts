@@ -165,17 +165,20 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
   }
 
   /**
-   * Before anything is begun that cannot be taken back: resolves once the claim stands for certain, or its work has been stopped. Notes may be late or
-   * lost: when the answer to the commit, the lock or an argument took long to come, others may have ended the claim, and its worker has not heard.
+   * Before anything is begun that cannot be taken back: resolves once the claim was seen to stand less than a third of a lease ago, or its work has been
+   * stopped. Notes may be late or lost: when the answer to the commit, the lock or an argument took long to come, others may have ended the claim, and
+   * its worker has not heard.
    */
   async function claimStands (conversation: string, desk: Desk, work: Work, signal: AbortSignal): Promise<void> {
     const isOld = () => clock.now() - Math.max(work.claimed_at, desk.looked_at) >= settings.leaseMs / 3
     let looks: Promise<void>
+    // A store that takes so long for each answer is slow: what it says is as new as it gets.
+    let slow = 0
     do {
-      if (isOld()) look(conversation, desk)
+      if (isOld() && !signal.aborted) look(conversation, desk)
       await (looks = desk.looks)
       await deps.signStands(signal)
-    } while (!signal.aborted && (looks !== desk.looks || isOld()))
+    } while (!signal.aborted && (looks !== desk.looks || (isOld() && ++slow < 3)))
   }
 
   function startTurn (conversation: string, row: Row, effect: Extract<Effect, { type: 'call_model' }>, claimedAt: number): void {
@@ -240,6 +243,9 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     for (const { call_id, attempt: claimed } of calls) {
       const state = phase.calls.find((call) => call.id === call_id) as CallState
       const work = newWork(run.id, claimedAt)
+      // One that was given up and has not heard of it yet.
+      const former = desk.calls.get(call_id)
+      if (former?.over === false && former.uncancellable !== true) former.abort.abort(new Error('superseded'))
       desk.calls.set(call_id, work)
       begin(conversation, 'calls', work, async (finished) => {
         const [args, prepared] = await Promise.all([reading, spec(conversation, run.id)])
@@ -311,9 +317,11 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
   }
 
   async function lookAt (conversation: string, desk: Desk): Promise<void> {
-    const [turns, calls] = [[...desk.turns], [...desk.calls]]
+    let [turns, calls] = [[...desk.turns], [...desk.calls]]
     let sent = 0
     const row = await patiently({ clock, log }, () => {
+      // What has come since the last try stands in the row by now, or has ended.
+      [turns, calls] = [[...desk.turns], [...desk.calls]]
       sent = clock.now()
       return store.load(conversation)
     })

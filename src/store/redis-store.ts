@@ -70,8 +70,9 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
       )
       if (reply[0] === 0) {
         const [, ...found] = reply
-        const [, epoch, born] = found
-        return { status: 'conflict', row: row(partition, found), removal: born === undefined && epoch !== 0 ? epoch as number : null }
+        const now = row(partition, found)
+        // Without a row the removal stands in the place of the epoch, 0 for none.
+        return { status: 'conflict', row: now, removal: now === null ? found[1] || null : null }
       }
       const [, saw, epoch, version] = reply
       seen[partition] = saw

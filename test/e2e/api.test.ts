@@ -305,7 +305,7 @@ story('DELETE leaves no key, and nobody brings a conversation back', async (t, {
   t.equal((await client.request('DELETE', `/conversations/${id}`)).status, 204)
   const left = (await keys()).filter((key) => key.includes(id))
   t.same(left.map((key) => key.endsWith(`conv:${id}`)), [true])
-  t.same(Object.keys(await direct.hgetall(left[0] ?? '')), ['epoch'], 'but for a number, so that no event id comes twice should there be another of this name')
+  t.same(Object.keys(await direct.hgetall(left[0] ?? '')), ['epoch', 'tokens'], 'but for what keeps event ids from coming twice, should there be another of this name, and this one from coming back')
   t.ok(await direct.ttl(left[0] ?? '') > 0, 'and that only for a while')
   for (const path of [`/conversations/${id}`, `/conversations/${id}/messages`, `/runs/${run.id}`, `/runs/${run.id}/events`]) {
     t.equal((await client.request('GET', path)).status, 404, path)

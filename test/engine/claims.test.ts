@@ -97,3 +97,29 @@ t.test('B7: who was cut off while it read what it needs begins nothing before it
     }
   }
 })
+
+t.test('B7: a call that was given up and claimed once more by the same worker is not run for its first claim as well', async (t) => {
+  const bench = createBench()
+  const [own, other] = [await bench.worker('w1'), await bench.worker('w2')]
+  await bench.start(own)
+  await settled()
+  await bench.asked[0]?.answer({ tool_calls: [...calls('look'), { id: 'b', name: 'look', arguments: '{"of":"{{stepOutputs.1}}"}' }] })
+  bench.feed.tell = async () => {}
+  const { beat } = bench.presence
+  bench.presence.beat = async (worker, ttl) => { if (worker !== 'w1') await beat(worker, ttl) }
+  bench.faults.docs = Array.from({ length: 1000 }, () => 'before' as const)
+  await bench.ran[0]?.done('seen')
+  await bench.clock.pass(LEASE_MS + 1)
+  // The other one reads what it needs to give it up.
+  bench.faults.docs = []
+  const sweeping = other.engine.sweep()
+  await settled()
+  bench.faults.docs = Array.from({ length: 1000 }, () => 'before' as const)
+  await sweeping
+  bench.presence.beat = beat
+  void own.engine.advance('c')
+  await bench.clock.pass(100)
+  bench.faults.docs = []
+  await bench.clock.pass(1000)
+  t.same(bench.ran.slice(1).map(({ context }) => context.attempt), [2])
+})

@@ -158,7 +158,6 @@ export function createUsers ({ seed, timeline, random, keys, entrances, calm, ca
     const isGone = () => request.action.do !== 'delete' && requests.some((one) => {
       return one.conversation === request.conversation && one.action.do === 'delete' && one.known >= request.sent
     })
-    const isDeleted = () => requests.some((one) => one.conversation === request.conversation && one.action.do === 'delete')
     const again = (): void => {
       if (tries >= 5 && !calm()) return over('unknown')
       // Whoever wants a conversation gone does not ask again for what was in it: made once more, it would be another.
@@ -183,7 +182,7 @@ export function createUsers ({ seed, timeline, random, keys, entrances, calm, ca
         const { refusal } = result
         request.refusal = refusal
         // It may have been taken, and its conversation deleted before the answer was read.
-        if (refusal === 'not_found' && isDeleted()) over('unknown')
+        if (refusal === 'not_found' && isGone()) over('unknown')
         else over(refusal === null || refusal === 'duplicate' ? 'accepted' : 'refused')
         return false
       })

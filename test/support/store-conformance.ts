@@ -492,6 +492,9 @@ export function storeConformance (t: Test, { store, feed, presence, keys, leftov
     t.same(await store.log(id, 0, 10), [])
     t.ok((await leftovers(neighbour)).length > 0, 'another one stays')
     await store.remove(id)
+    t.match(await store.commit(commitOf(id, null, { removal })), { status: 'conflict', row: null }, 'each removal is one of its own')
+    t.match(await store.commit(commit), { status: 'committed' }, 'what was done two lives ago is known')
+    t.equal(await store.load(id), null)
     await store.remove(neighbour)
   })
 

@@ -34,6 +34,7 @@
 local row = redis.call('HMGET', KEYS[1], 'born', 'version', 'tokens', 'state', 'fence', 'epoch')
 local born, version, tokens = row[1] or '', row[2] or '0', row[3] or ''
 local newest = string.match(tokens, '^%S*')
+-- Where there is no row, the last thing that happened to its name is the removal of a former one.
 if born == '' then newest = row[6] or '' end
 local partition, seen = epoch_of(KEYS[8], ARGV[12])
 local epoch = math.max(partition, tonumber(row[6] or 0))
