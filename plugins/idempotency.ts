@@ -45,10 +45,10 @@ export default fp(async (app) => {
     } catch (error) {
       // A refusal changed nothing, so the key is free again. After a 5xx nobody knows what was done: the reservation stays and lapses,
       // and the repeat goes on with the same operation.
-      if (error instanceof ProblemError && error.status < 500) await settle(this, () => idempotency.abandon(tenant, key))
+      if (error instanceof ProblemError && error.status < 500) await settle(this, () => idempotency.abandon(tenant, key, begun.reservation))
       throw error
     }
-    await settle(this, () => idempotency.finish(tenant, key, answer))
+    await settle(this, () => idempotency.finish(tenant, key, begun.reservation, answer))
     return { ...answer, replayed: false }
   })
 

@@ -98,9 +98,9 @@ export function createEngine (deps: EngineDeps): Engine {
   const { execute } = executed
   const work = createClaimedWork({ ...deps, signStands }, executed)
 
-  /** Comes for work: whatever this claims is not known here before it is stored, and a worker that stops waits for that. */
-  async function come (conversation: string, at: number, claim: 'spread' | 'sweep') {
-    const coming = execute(conversation, { type: 'Advance', at }, { claim })
+  /** Whatever a command claims is not known here before it is stored, and a worker that stops waits for that. */
+  const claiming: Executed['execute'] = async (conversation, command, options) => {
+    const coming = execute(conversation, command, options)
     arriving.add(coming)
     try {
       return await coming
@@ -108,6 +108,9 @@ export function createEngine (deps: EngineDeps): Engine {
       arriving.delete(coming)
     }
   }
+
+  /** Comes for work. */
+  const come = (conversation: string, at: number, claim: 'spread' | 'sweep') => claiming(conversation, { type: 'Advance', at }, { claim })
 
   /** A note from another process, or from ourselves. */
   function take (note: WorkerNote): void {
@@ -168,8 +171,14 @@ export function createEngine (deps: EngineDeps): Engine {
     if (before === null) return
     const claims = claimsOf(before.state)
     const workers = [...new Set(claims.map((claim) => claim.worker))]
+    const asked = [...workers, settings.worker]
+    const left = new Map((await presence.left(asked)).map((ms, i) => [asked[i] as string, ms]))
+    // Ours is gone as well, though it was shown: Redis' clock may have gone ahead, and everybody's are. Whoever is alive shows another.
+    if (open && left.get(settings.worker) === 0) {
+      signsCountFrom = clock.now() + returnMs
+      await beat()
+    }
     const signsCount = clock.now() >= signsCountFrom
-    const left = new Map((await presence.left(workers)).map((ms, i) => [workers[i] as string, ms]))
     const isLost = (worker: string) => worker !== settings.worker && left.get(worker) === 0 && signsCount
     await lapse(conversation, claims.filter((claim) => isLost(claim.worker)))
     const found = await store.load(conversation)
@@ -211,6 +220,7 @@ export function createEngine (deps: EngineDeps): Engine {
 
   return {
     ...executed,
+    execute: claiming,
 
     async start () {
       await beat()

@@ -5,6 +5,12 @@ import type { Line } from './line.js'
 /** A job says which conversation to look at, and nothing else: what there is to do stands in its state. */
 export interface AdvanceJob { conversation: string }
 
+/**
+ * For every connection of BullMQ's: it would ask `INFO` once, and work never again if that one answer is late or not allowed, a worker in a loop that lets
+ * nothing else happen. The version is judged at start (redis/describe.ts).
+ */
+export const UNASKED = { skipVersionCheck: true }
+
 /** BullMQ refuses `:` in names. */
 export const QUEUE = 'advance'
 
@@ -27,7 +33,7 @@ export function createHintQueue (connect: () => Line, prefix: string, log: Log):
   let queue = open()
 
   function open (): Queue<AdvanceJob> {
-    const made = new Queue<AdvanceJob>(QUEUE, { connection: line.connection, prefix })
+    const made = new Queue<AdvanceJob>(QUEUE, { connection: line.connection, prefix, ...UNASKED })
     made.on('error', (error) => log.debug({ err: error.message }, 'queue connection'))
     return made
   }

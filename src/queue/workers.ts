@@ -3,7 +3,7 @@ import { UnrecoverableError, Worker } from 'bullmq'
 import type { Engine } from '../engine/engine.js'
 import type { Log } from '../engine/ports.js'
 import type { Line } from './line.js'
-import { QUEUE, type AdvanceJob, type HintQueue } from './queue.js'
+import { QUEUE, UNASKED, type AdvanceJob, type HintQueue } from './queue.js'
 import { createWatchdog, LOOKS } from './watchdog.js'
 
 export interface WorkerOptions {
@@ -59,6 +59,7 @@ export function startWorkers (engine: Engine, hints: HintQueue, options: WorkerO
     }, {
       connection: line.connection,
       prefix,
+      ...UNASKED,
       concurrency,
       lockDuration: stalledMs,
       stalledInterval: stalledMs,

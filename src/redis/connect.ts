@@ -22,7 +22,8 @@ const socketTimeout = 5000
  * - `queue`: as `command`, but fails at once while there is no connection, as BullMQ advises for producers.
  * - `lock`: fails at once and is never sent again: a lock taken after its owner gave up would block everyone for its TTL.
  * - `worker`: commands wait for Redis without limit, as BullMQ demands. `socketTimeout` must exceed BullMQ's longest blocking read, 10 s.
- * - `subscriber`: waits without limit, and subscribes again after a reconnect. What was published meanwhile is lost (FAULTS P10).
+ * - `subscriber`: waits without limit, and subscribes again after a reconnect. What was published meanwhile is lost (FAULTS P10). Of a cluster it listens at
+ *   one node, which hears what is published at all of them: the subscriber that ioredis keeps for a cluster has no timeouts, and changes its node in silence.
  *
  * `autoResendUnfulfilledCommands: false` looks right for some of these; in ioredis 6.0.0 the promise then never settles (FAULTS R2).
  */
@@ -58,8 +59,12 @@ export function connectRedis (url: string, role: Role, log: Log): Connection {
     // The old primary after a failover: the address may lead to the new one by now (FAULTS R5).
     reconnectOnError: (error) => error.message.includes('READONLY')
   }
-  if (target.kind === 'single') {
-    const connection = new Redis({ ...target.options, ...options })
+  if (target.kind === 'single' || role === 'subscriber') {
+    let at = Math.floor(Math.random() * 1000)
+    const node = () => target.kind === 'cluster' ? target.nodes[at++ % target.nodes.length] : {}
+    const connection = new Redis({ ...target.options, ...options, ...node() })
+    // Another node of a cluster at every try.
+    connection.on('reconnecting', () => { Object.assign(connection.options, node()) })
     logOutages(connection, role, log)
     if (role === 'subscriber') careForSubscriber(connection)
     return connection

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto'
 import type { Cluster, Redis } from 'ioredis'
 import type { Clock } from '../engine/ports.js'
 import type { Keys } from '../store/keys.js'
+import { define } from '../store/scripts.js'
 import { answering } from './context.js'
 import type { Services } from './services.js'
 
@@ -19,6 +20,8 @@ interface Entry { fingerprint: string, operation: string, at: number, answer: { 
 
 /** What was asked under an `Idempotency-Key`, and answered, beside the conversations: by tenant and by the key's SHA-256, for 24 hours (M5). */
 export function createIdempotencyService (redis: Redis | Cluster, keys: Keys, clock: Clock): Services['idempotency'] {
+  define(redis, 'interlockRemoveIf', 'remove-if', 1)
+  const scripts = redis as unknown as { interlockRemoveIf: (key: string, value: string) => Promise<number> }
   const keyOf = (tenant: string, key: string) => keys.idempotency(tenant, createHash('sha256').update(key).digest('hex'))
   const read = async (key: string): Promise<Entry | null> => {
     const stored = await redis.get(key)
@@ -29,24 +32,25 @@ export function createIdempotencyService (redis: Redis | Cluster, keys: Keys, cl
       const name = keyOf(tenant, key)
       const entry: Entry = { fingerprint, operation, at: clock.now(), answer: null }
       // A reply that was lost is asked for again: finding our own operation there means that it was us.
-      const taken = await redis.set(name, JSON.stringify(entry), 'PX', KEPT_MS, 'NX')
+      const reservation = JSON.stringify(entry)
+      const taken = await redis.set(name, reservation, 'PX', KEPT_MS, 'NX')
       const found = taken === 'OK' ? entry : await read(name)
-      if (found === null || found.operation === operation) return { status: 'fresh', operation }
+      if (found === null || found.operation === operation) return { status: 'fresh', operation, reservation }
       if (found.fingerprint !== fingerprint) return { status: 'mismatch' }
       if (found.answer !== null) return { status: 'replay', ...found.answer }
       if (clock.now() - found.at < TAKEOVER_MS) return { status: 'busy' }
-      await redis.set(name, JSON.stringify({ ...found, at: clock.now() }), 'PX', KEPT_MS)
-      return { status: 'fresh', operation: found.operation }
+      const taking = JSON.stringify({ ...found, at: clock.now() })
+      await redis.set(name, taking, 'PX', KEPT_MS)
+      return { status: 'fresh', operation: found.operation, reservation: taking }
     }),
 
-    finish: (tenant, key, answer) => answering(async () => {
-      const name = keyOf(tenant, key)
-      const entry = await read(name)
-      if (entry !== null) await redis.set(name, JSON.stringify({ ...entry, answer }), 'PX', KEPT_MS)
+    // Also where the key was given up meanwhile, by one whose place this took.
+    finish: (tenant, key, reservation, answer) => answering(async () => {
+      await redis.set(keyOf(tenant, key), JSON.stringify({ ...JSON.parse(reservation) as Entry, answer }), 'PX', KEPT_MS)
     }),
 
-    abandon: (tenant, key) => answering(async () => {
-      await redis.del(keyOf(tenant, key))
+    abandon: (tenant, key, reservation) => answering(async () => {
+      await scripts.interlockRemoveIf(keyOf(tenant, key), reservation)
     })
   }
 }

@@ -124,15 +124,16 @@ export interface Services {
   idempotency: {
     /**
      * Reserves a key for `operation`. `fresh`: go on, then `finish`. `replay`: answer with what is stored. `busy`: the first request is
-     * still under way. `mismatch`: the key was used with another body. `operation` in `fresh` is the reserved one (the first request's, if that one died).
+     * still under way. `mismatch`: the key was used with another body. `operation` in `fresh` is the reserved one (the first request's, if that one died);
+     * `reservation` is what stands under the key now.
      */
     begin: (tenant: string, key: string, fingerprint: string, operation: string) => Promise<
-      | { status: 'fresh', operation: string }
+      | { status: 'fresh', operation: string, reservation: string }
       | { status: 'replay', code: number, headers: Record<string, string>, body: string }
       | { status: 'busy' } | { status: 'mismatch' }>
-    finish: (tenant: string, key: string, answer: { code: number, headers: Record<string, string>, body: string }) => Promise<void>
-    /** Forgets the key: the request failed in a way that changed nothing and may be tried again. */
-    abandon: (tenant: string, key: string) => Promise<void>
+    finish: (tenant: string, key: string, reservation: string, answer: { code: number, headers: Record<string, string>, body: string }) => Promise<void>
+    /** Forgets the key, unless another request has taken the place of this one: it failed in a way that changed nothing and may be tried again. */
+    abandon: (tenant: string, key: string, reservation: string) => Promise<void>
   }
   health: {
     /** Whether this process can work now: Redis answers, and (a worker) its queue moves. */

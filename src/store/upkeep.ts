@@ -14,8 +14,8 @@ export interface Upkeep {
 
 /** On Redis, whose clock it goes by. */
 export function createUpkeep (redis: Redis | Cluster, keys: Keys): Upkeep {
-  define(redis, 'interlockUnlock', 'unlock', 1)
-  const scripts = redis as unknown as { interlockUnlock: (key: string, value: string) => Promise<number> }
+  define(redis, 'interlockRemoveIf', 'remove-if', 1)
+  const scripts = redis as unknown as { interlockRemoveIf: (key: string, value: string) => Promise<number> }
   return {
     async due (conversation) {
       const score = await redis.zscore(keys.due(keys.partitionOf(conversation)), conversation)
@@ -25,6 +25,6 @@ export function createUpkeep (redis: Redis | Cluster, keys: Keys): Upkeep {
       const [value, ms] = await Promise.all([redis.get(keys.lock(conversation)), redis.pttl(keys.lock(conversation))])
       return value === null ? null : { value, ms: Math.max(0, ms) }
     },
-    unlock: async (conversation, value) => await scripts.interlockUnlock(keys.lock(conversation), value) === 1
+    unlock: async (conversation, value) => await scripts.interlockRemoveIf(keys.lock(conversation), value) === 1
   }
 }

@@ -87,3 +87,16 @@ story('a Redis that refuses what Interlock needs is said in one line, and the pr
   t.match(child.stderr(), /^Redis refuses what Interlock needs \(NOPERM [^\n]*hsetnx[^\n]*\): give the user of REDIS_URL the right to it\.\n$/)
   t.notMatch(child.stderr(), /secret/)
 }, { ownRedis: true })
+
+story('S27: a Redis that does not say what it is, because its user may not ask, is worked with all the same', async (t, { model, server, env, watch }) => {
+  const admin = new Redis(server?.url ?? '')
+  t.teardown(() => admin.quit())
+  await admin.call('ACL', 'SETUSER', 'quiet', 'on', '>secret', '~*', '&*', '+@all', '-info')
+  model.script('conv:a', [say('done')])
+  const child = spawnProcess(t, 'all', env({ REDIS_URL: `${server?.url}?username=quiet&password=secret` }))
+  const client = watch(createClient(await within(child.listening, () => 'it does not listen')))
+  const { run } = await client.finish({ input: 'conv:a' })
+  t.equal(run.output, 'done')
+  child.signal('SIGTERM')
+  t.same(await child.exited, { code: 0, signal: null })
+}, { ownRedis: true })

@@ -1,4 +1,5 @@
 import t from 'tap'
+import type { Row } from '../../src/store/store.js'
 import { createBench } from '../support/engine-bench.js'
 import { settled } from '../support/fake-clock.js'
 
@@ -36,6 +37,22 @@ t.test('I24: whoever is alive when Redis comes back keeps its claims, whoever lo
       await bench.asked[0]?.answer({ text: 'done' })
       t.strictSame((await bench.said()).slice(-2), ['turn.completed', 'run.completed'])
     }
+  }
+})
+
+t.test('F72: when all signs are gone at once, whoever is alive shows another before anybody is judged', async (t) => {
+  for (const alive of [true, false]) {
+    const { bench, other, beat } = await pair()
+    await bench.clock.pass(lease / 2)
+    // As when the clock of Redis goes ahead: the workers' own clocks have not moved.
+    for (const worker of ['w1', 'w2']) await bench.presence.leave(worker)
+    if (!alive) bench.presence.beat = async (worker, ttl) => { if (worker !== 'w1') await beat(worker, ttl) }
+    await bench.store.postpone('c', await bench.store.load('c') as Row, bench.clock.now())
+    await other.engine.sweep()
+    t.notOk((await bench.said()).includes('turn.retrying 2'))
+    await bench.clock.pass(lease)
+    await other.engine.sweep()
+    t.equal((await bench.said()).includes('turn.retrying 2'), !alive)
   }
 })
 

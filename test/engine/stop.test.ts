@@ -26,6 +26,27 @@ t.test('I24: a worker that stops waits for what it is just claiming: nobody may 
   t.strictSame(await bench.presence.left(['w1']), [0])
 })
 
+t.test('I24: a worker that stops waits for what a request is just claiming as well', async (t) => {
+  const bench = createBench()
+  const worker = await bench.worker('w1')
+  let arrive = () => { /* set below */ }
+  const held = new Promise<void>((resolve) => { arrive = resolve })
+  bench.afterCommit = () => held
+  const asking = bench.start(worker)
+  await settled()
+  let stopped = false
+  const stopping = worker.engine.stop(60_000).then(() => { stopped = true })
+  await settled()
+  t.equal(stopped, false, 'the answer to the commit that claims the turn is on its way')
+  bench.afterCommit = null
+  arrive()
+  await settled()
+  t.strictSame([bench.asked.length, stopped], [1, false], 'what it has claimed is done')
+  await bench.asked[0]?.answer({ text: 'done' })
+  await Promise.all([asking, stopping])
+  t.equal((await bench.said()).at(-1), 'run.completed')
+})
+
 t.test('I24: what cannot be finished in the grace time is handed over at once, for all conversations together', async (t) => {
   const bench = createBench()
   const worker = await bench.worker('w1')

@@ -106,7 +106,7 @@ t.test('I5: after a 5xx nobody knows what was done: the key stays, and so does w
   t.notOk(fake.calls.includes('idempotency.abandon'))
 
   // Once the reservation has lapsed, a repeat is handed the first request's operation, and finds what that one made.
-  fake.services.idempotency.begin = async () => ({ status: 'fresh', operation: operations[0] as string })
+  fake.services.idempotency.begin = async () => ({ status: 'fresh', operation: operations[0] as string, reservation: '' })
   fake.services.runs.create = create
   const { id } = (await post(app, '/runs', { input: 'x' }, key)).json<{ id: string }>()
   t.equal(id, `run_${operations[0]}0H`)

@@ -1,4 +1,5 @@
 import t from 'tap'
+import type { Signal } from '../../src/store/store.js'
 import { redisBench } from '../support/redis-bench.js'
 import { redisCluster } from '../support/redis-cluster.js'
 import { storeConformance } from '../support/store-conformance.js'
@@ -10,4 +11,27 @@ storeConformance(t, bench)
 
 t.test('the conversations are spread over all nodes of the cluster', async (t) => {
   for (const node of bench.nodes) t.ok(await node.dbsize() > 0)
+})
+
+t.test('P10: a reader whose node goes away is told of a gap, and hears what comes behind it from another node', async (t) => {
+  const nodeOf = async () => {
+    const heard = await Promise.all(bench.nodes.map(async (node) => String(await node.client('LIST', 'TYPE', 'PUBSUB')).includes('interlock-subscriber')))
+    return heard.indexOf(true)
+  }
+  const heard: Signal[] = []
+  let wake = () => { /* nobody waits */ }
+  const until = (kind: Signal['kind']) => new Promise<void>((resolve) => {
+    wake = () => { if (heard.some((signal) => signal.kind === kind)) resolve() }
+    wake()
+  })
+  t.teardown(await bench.feed.subscribe('moved', (signal) => {
+    heard.push(signal)
+    wake()
+  }))
+  const before = await nodeOf()
+  await bench.nodes[before]?.client('KILL', 'TYPE', 'PUBSUB')
+  await until('gap')
+  t.not(await nodeOf(), before)
+  await bench.feed.announce('moved', 'run', 'w')
+  await until('stopped')
 })

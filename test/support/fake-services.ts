@@ -220,12 +220,12 @@ export function fakeServices () {
         const known = keys.get(name)
         if (known === undefined) {
           keys.set(name, { fingerprint, operation })
-          return { status: 'fresh', operation }
+          return { status: 'fresh', operation, reservation: '' }
         }
         if (known.fingerprint !== fingerprint) return { status: 'mismatch' }
         return known.answer === undefined ? { status: 'busy' } : { status: 'replay', ...known.answer }
       },
-      finish: async (tenant, key, answer) => {
+      finish: async (tenant, key, _reservation, answer) => {
         const known = keys.get(`${tenant} ${key}`)
         if (known !== undefined) known.answer = answer
       },
