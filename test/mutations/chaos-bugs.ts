@@ -17,6 +17,6 @@ export const CHAOS_BUGS: Bug[] = [
   }),
   {
     bug: 'who repeats a request whose process died does it anew', file: 'src/services/idempotency.ts',
-    edits: [['return { status: \'fresh\', operation: found.operation }', 'return { status: \'fresh\', operation }']], by: 'chaos'
+    edits: [['return { status: \'fresh\', operation: found.operation,', 'return { status: \'fresh\', operation,']], by: 'chaos'
   }
 ]
