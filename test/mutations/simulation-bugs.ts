@@ -7,7 +7,6 @@ const TEXTS: { bug: string, file: string, find: string, put: string }[] = [
   { bug: 'no fence check for streamed text', file: 'store/memory-store', find: ' || found.fence !== fence) return false', put: ') return false' },
   { bug: 'no version check', file: 'store/memory-store', find: 'found?.born !== base?.born || found?.tokens[0] !== base?.token', put: '(found === undefined) !== (base === null)' },
   { bug: 'a commit is not known by its token', file: 'store/memory-store', find: 'known?.tokens.includes(token)', put: 'found?.tokens.includes(`not ${token}`)' },
-  { bug: 'every try of a commit has another token', file: 'engine/execute', find: '        token,\n', put: '        token: ids.next(),\n' },
   // Taking over
   { bug: 'the sweep is off', file: 'engine/engine', find: 'due.map((conversation) =>', put: 'due.slice(due.length).map((conversation) =>' },
   { bug: 'claims of living workers lapse', file: 'engine/engine', find: 'left.get(worker) === 0', put: 'left.get(worker) !== -1' },
