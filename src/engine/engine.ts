@@ -170,9 +170,9 @@ export function createEngine (deps: EngineDeps): Engine {
     const before = await store.load(conversation)
     if (before === null) return
     const claims = claimsOf(before.state)
-    const workers = [...new Set(claims.map((claim) => claim.worker))]
-    const asked = [...workers, settings.worker]
-    const left = new Map((await presence.left(asked)).map((ms, i) => [asked[i] as string, ms]))
+    // Without claims there is nobody to judge.
+    const workers = claims.length === 0 ? [] : [...new Set([settings.worker, ...claims.map((claim) => claim.worker)])]
+    const left = new Map((await presence.left(workers)).map((ms, i) => [workers[i] as string, ms]))
     // Ours is gone as well, though it was shown: Redis' clock may have gone ahead, and everybody's are. Whoever is alive shows another.
     if (open && left.get(settings.worker) === 0) {
       signsCountFrom = clock.now() + returnMs

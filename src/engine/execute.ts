@@ -208,7 +208,7 @@ export function createExecute ({ store, feed, hints, clock, ids, log, settings, 
       const commit: Commit = {
         conversation,
         base,
-        removal: base === null ? removal : null,
+        removal,
         token,
         state,
         ...ledgerOf(base?.state.messages ?? 0, changes),

@@ -317,13 +317,9 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
   }
 
   async function lookAt (conversation: string, desk: Desk): Promise<void> {
-    let [turns, calls] = [[...desk.turns], [...desk.calls]]
-    let sent = 0
-    const row = await patiently({ clock, log }, () => {
+    const { turns, calls, sent, row } = await patiently({ clock, log }, async () => {
       // What has come since the last try stands in the row by now, or has ended.
-      [turns, calls] = [[...desk.turns], [...desk.calls]]
-      sent = clock.now()
-      return store.load(conversation)
+      return { turns: [...desk.turns], calls: [...desk.calls], sent: clock.now(), row: await store.load(conversation) }
     })
     desk.looked_at = sent
     const claims = row === null ? [] : claimsOf(row.state).filter((claim) => claim.worker === settings.worker)

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import type { Cluster, Redis } from 'ioredis'
 import type { Clock } from '../engine/ports.js'
 import type { Keys } from '../store/keys.js'
-import { define } from '../store/scripts.js'
+import { createRemoveIf } from '../store/remove-if.js'
 import { answering } from './context.js'
 import type { Services } from './services.js'
 
@@ -20,8 +20,7 @@ interface Entry { fingerprint: string, operation: string, at: number, answer: { 
 
 /** What was asked under an `Idempotency-Key`, and answered, beside the conversations: by tenant and by the key's SHA-256, for 24 hours (M5). */
 export function createIdempotencyService (redis: Redis | Cluster, keys: Keys, clock: Clock): Services['idempotency'] {
-  define(redis, 'interlockRemoveIf', 'remove-if', 1)
-  const scripts = redis as unknown as { interlockRemoveIf: (key: string, value: string) => Promise<number> }
+  const removeIf = createRemoveIf(redis)
   const keyOf = (tenant: string, key: string) => keys.idempotency(tenant, createHash('sha256').update(key).digest('hex'))
   const read = async (key: string): Promise<Entry | null> => {
     const stored = await redis.get(key)
@@ -50,7 +49,7 @@ export function createIdempotencyService (redis: Redis | Cluster, keys: Keys, cl
     }),
 
     abandon: (tenant, key, reservation) => answering(async () => {
-      await scripts.interlockRemoveIf(keyOf(tenant, key), reservation)
+      await removeIf(keyOf(tenant, key), reservation)
     })
   }
 }

@@ -1,6 +1,6 @@
 import type { Cluster, Redis } from 'ioredis'
 import type { Keys } from './keys.js'
-import { define } from './scripts.js'
+import { createRemoveIf } from './remove-if.js'
 
 /** What stands beside a row and may be left over: for whoever looks after a conversation that does not go on. */
 export interface Upkeep {
@@ -14,8 +14,7 @@ export interface Upkeep {
 
 /** On Redis, whose clock it goes by. */
 export function createUpkeep (redis: Redis | Cluster, keys: Keys): Upkeep {
-  define(redis, 'interlockRemoveIf', 'remove-if', 1)
-  const scripts = redis as unknown as { interlockRemoveIf: (key: string, value: string) => Promise<number> }
+  const removeIf = createRemoveIf(redis)
   return {
     async due (conversation) {
       const score = await redis.zscore(keys.due(keys.partitionOf(conversation)), conversation)
@@ -25,6 +24,6 @@ export function createUpkeep (redis: Redis | Cluster, keys: Keys): Upkeep {
       const [value, ms] = await Promise.all([redis.get(keys.lock(conversation)), redis.pttl(keys.lock(conversation))])
       return value === null ? null : { value, ms: Math.max(0, ms) }
     },
-    unlock: async (conversation, value) => await scripts.interlockRemoveIf(keys.lock(conversation), value) === 1
+    unlock: (conversation, value) => removeIf(keys.lock(conversation), value)
   }
 }

@@ -18,7 +18,7 @@ export const GUARDS: Bug[] = [
   { bug: 'a lease is lost to a Redis that does not answer', file: 'src/engine/lease.ts', edits: [['() => null)', '() => false)']], by: 'test/engine/lease.test.ts' },
   { bug: 'a worker that stops forgets what a request is claiming', file: 'src/engine/engine.ts', edits: [['    execute: claiming,\n', '']], by: 'test/engine/stop.test.ts' },
   { bug: 'others are judged by signs that are gone with its own', file: 'src/engine/engine.ts', edits: [['if (open && left.get(settings.worker) === 0) {', 'if (left.get(settings.worker) === undefined) {']], by: 'test/engine/signs.test.ts' },
-  { bug: 'a request forgets the key of the one that took its place', file: 'src/services/idempotency.ts', edits: [['await scripts.interlockRemoveIf(keyOf(tenant, key), reservation)', 'await redis.del(keyOf(tenant, key))']], by: 'test/services/idempotency.test.ts' },
+  { bug: 'a request forgets the key of the one that took its place', file: 'src/services/idempotency.ts', edits: [['await removeIf(keyOf(tenant, key), reservation)', 'await redis.del(keyOf(tenant, key))']], by: 'test/services/idempotency.test.ts' },
   { bug: 'a sweep judges before its own worker has shown a sign of life', file: 'src/engine/engine.ts', edits: [['      if (open && clock.now() - beaten >= DOUBT * settings.leaseMs) await beat()\n', '']], by: 'test/engine/signs.test.ts' },
   { bug: 'a call begins although its claim may be gone', file: 'src/engine/work.ts', edits: [['        await claimStands(conversation, desk, work, work.abort.signal)\n', '']], by: 'test/engine/claims.test.ts' },
   { bug: 'the LLM is asked although the claim may be gone', file: 'src/engine/turn.ts', edits: [['    await deps.claimStands(stopped)\n', '']], by: 'test/engine/claims.test.ts' },

@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { Message } from '../../src/core/message.js'
-import type { Event } from '../../src/core/event.js'
+import { TERMINAL, type Event } from '../../src/core/event.js'
 import { errorForModel, forModel } from '../../src/engine/tools/output.js'
 import { outOfOrder } from '../support/message-order.js'
 import { checkPayload } from '../support/payload.js'
@@ -12,8 +12,6 @@ import { mayRepeat, TOOLS, type Execution } from './toolbox.js'
 import type { Request } from './users.js'
 import { MAX_SKEW_MS } from './workload.js'
 import { LEASE_MS, type Evidence, type Life } from './world.js'
-
-const TERMINAL = /^run\.(completed|incomplete|failed|cancelled)$/
 
 /** A message in short, as ledger and payload must agree on it. */
 type Line = string
@@ -266,7 +264,7 @@ function judgeLife (evidence: Evidence, life: Life, batches: Map<string, AskedBa
         blame(`I27 row and ledger disagreed: ${String(event.detail)}`)
         break
     }
-    if (TERMINAL.test(event.type) && run !== null) {
+    if (TERMINAL.has(event.type) && run !== null) {
       if (run === current) link()
       run.ended = event
       if (event.reason === 'rolled_back' && run.started) ledger.length = run.from

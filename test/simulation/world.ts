@@ -3,7 +3,7 @@ import { createExecute, type Executed } from '../../src/engine/execute.js'
 import type { Hints, Ids, Log, Settings } from '../../src/engine/ports.js'
 import { docNames } from '../../src/core/draft.js'
 import { createKeys } from '../../src/store/keys.js'
-import type { Event } from '../../src/core/event.js'
+import { TERMINAL, type Event } from '../../src/core/event.js'
 import { createActionService } from '../../src/services/actions.js'
 import { createOrphanService } from '../../src/services/orphans.js'
 import { createMemoryLimiter } from '../../src/store/memory-limiter.js'
@@ -28,7 +28,6 @@ const CALM_AFTER_MS = 4000
 /** By when everything must have come to rest after that. */
 export const REST_MS = 25_000
 const START = 1_893_456_000_000
-const ENDS = new Set(['run.completed', 'run.incomplete', 'run.failed', 'run.cancelled'])
 
 /** One life of a conversation, from its creation to its end: what its readers have been told. */
 export interface Life {
@@ -144,7 +143,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
         if (event.type === 'run.created' && event.run_id !== null) {
           lifeOfRun.set(event.run_id, life)
           openRuns.add(event.run_id)
-        } else if (ENDS.has(event.type) && event.run_id !== null) {
+        } else if (TERMINAL.has(event.type) && event.run_id !== null) {
           openRuns.delete(event.run_id)
         }
       }

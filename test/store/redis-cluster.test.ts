@@ -2,7 +2,7 @@ import t from 'tap'
 import type { Signal } from '../../src/store/store.js'
 import { redisBench } from '../support/redis-bench.js'
 import { redisCluster } from '../support/redis-cluster.js'
-import { storeConformance } from '../support/store-conformance.js'
+import { lookout, storeConformance } from '../support/store-conformance.js'
 
 const { url, ports } = await redisCluster(t)
 const bench = await redisBench(t, url, 'il', ports.map((port) => `redis://127.0.0.1:${port}`))
@@ -19,19 +19,16 @@ t.test('P10: a reader whose node goes away is told of a gap, and hears what come
     return heard.indexOf(true)
   }
   const heard: Signal[] = []
-  let wake = () => { /* nobody waits */ }
-  const until = (kind: Signal['kind']) => new Promise<void>((resolve) => {
-    wake = () => { if (heard.some((signal) => signal.kind === kind)) resolve() }
-    wake()
-  })
+  const { look, until } = lookout()
+  const heardOf = (kind: Signal['kind']) => until(() => heard.some((signal) => signal.kind === kind))
   t.teardown(await bench.feed.subscribe('moved', (signal) => {
     heard.push(signal)
-    wake()
+    look()
   }))
   const before = await nodeOf()
   await bench.nodes[before]?.client('KILL', 'TYPE', 'PUBSUB')
-  await until('gap')
+  await heardOf('gap')
   t.not(await nodeOf(), before)
   await bench.feed.announce('moved', 'run', 'w')
-  await until('stopped')
+  await heardOf('stopped')
 })

@@ -59,7 +59,7 @@ export async function stored (store: Store, commit: Commit): Promise<Base> {
 }
 
 /** A way to wait for what comes bit by bit: `look` whenever something has. One waits at a time. */
-function lookout (): { look: () => void, until: (met: () => boolean) => Promise<void> } {
+export function lookout (): { look: () => void, until: (met: () => boolean) => Promise<void> } {
   let look = () => { /* nobody waits */ }
   return {
     look: () => look(),
