@@ -30,7 +30,7 @@ import { createFeed } from './store/feed.js'
 import { createKeys } from './store/keys.js'
 import { createPresence } from './store/presence.js'
 import { createRedisLimiter } from './store/redis-limiter.js'
-import { createRedisStore } from './store/redis-store.js'
+import { createRedisReads, createRedisStore } from './store/redis-store.js'
 import { createUpkeep } from './store/upkeep.js'
 
 /** The process cannot do its work as it is set up. The message is for the operator: what is wrong, and what to do. */
@@ -94,7 +94,9 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
     }
   }
   const keys = createKeys(config.redis.keyPrefix, config.redis.partitions)
-  const store = createRedisStore(command, keys)
+  const bulk = connect('bulk')
+  const store = createRedisStore(command, bulk, keys)
+  const reads = createRedisReads(bulk, keys)
   const feed = createFeed(connect('subscriber'), command, keys)
   const line = (role: Role): Line => {
     const connection = connect(role)
@@ -126,7 +128,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   const engineLog = log.child({ component: 'engine', worker: settings.worker })
   const limiter = createRedisLimiter(command, keys)
   const presence = createPresence(command, keys)
-  const common = { store, feed, hints, tools, clock, ids, log: engineLog, settings, observe: metrics.observe }
+  const common = { store, reads, feed, hints, tools, clock, ids, log: engineLog, settings, observe: metrics.observe }
   if (roles.worker) {
     const model = openaiModel({ ...provider.connection, timeoutMs: config.model.timeoutMs, idleMs: config.model.idleMs, concurrency: config.model.concurrency })
     const leases = createLeases(connect('lock'), keys, settings.leaseMs, engineLog)
@@ -134,7 +136,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   }
   const executed: Executed = engine ?? createExecute(common, null)
   const context: Context = {
-    store, feed, keys, executed, presence, upkeep: createUpkeep(command, keys), hints, settings, tools, clock, ids,
+    store, reads, feed, keys, executed, presence, upkeep: createUpkeep(command, keys), hints, settings, tools, clock, ids,
     defaultModel: provider.model, parallelTools: config.features.parallelTools
   }
 

@@ -1,6 +1,5 @@
 import type { Message } from '../core/message.js'
-import type { Row } from '../store/store.js'
-import type { Reads } from './patience.js'
+import type { Reads, Row } from '../store/store.js'
 import type { Clock } from './ports.js'
 import { createRecent } from './recent.js'
 
@@ -14,7 +13,7 @@ export interface LedgerCache {
 }
 
 /** Keeps ledgers while they are used, `KEPT_CHARS` of them at most. */
-export function createLedgerCache (store: Reads, clock: Pick<Clock, 'now'>): LedgerCache {
+export function createLedgerCache (reads: Pick<Reads, 'ledger'>, clock: Pick<Clock, 'now'>): LedgerCache {
   const kept = createRecent<{ generation: string, messages: Message[], chars: number }>(clock, { most: KEPT_CHARS, weigh: ({ chars }) => chars })
 
   return {
@@ -24,7 +23,7 @@ export function createLedgerCache (store: Reads, clock: Pick<Clock, 'now'>): Led
       const known = found?.generation === generation && found.messages.length <= row.state.messages ? found : { generation, messages: [], chars: 0 }
       while (known.messages.length < row.state.messages) {
         const from = known.messages.length
-        const tail = await store.ledger(conversation, from)
+        const tail = await reads.ledger(conversation, from)
         if (tail.length === 0) break
         // Another read may have added the same messages meanwhile.
         if (known.messages.length > from) continue

@@ -1,7 +1,5 @@
-import type { Store } from '../store/store.js'
+import type { Reads } from '../store/store.js'
 import type { Clock, Log } from './ports.js'
-
-export type Reads = Pick<Store, 'docs' | 'ledger'>
 
 /** Lets time pass. */
 export const pause = (clock: Clock, ms: number): Promise<void> => new Promise((resolve) => { clock.after(ms, resolve) })
@@ -23,10 +21,10 @@ export async function patiently<T> ({ clock, log }: { clock: Clock, log: Log }, 
  * Reads for work that is claimed: tried until they work, however long the store is away. Giving up would cost the claim, and a claimed
  * call that writes could not be given to anyone else (its outcome would be unknown although it never ran).
  */
-export function patientReads (store: Reads, clock: Clock, log: Log): Reads {
+export function patientReads (reads: Reads, clock: Clock, log: Log): Pick<Reads, 'docs' | 'ledger'> {
   const deps = { clock, log }
   return {
-    docs: (conversation, names) => patiently(deps, () => store.docs(conversation, names)),
-    ledger: (conversation, from, limit) => patiently(deps, () => store.ledger(conversation, from, limit))
+    docs: (conversation, names) => patiently(deps, () => reads.docs(conversation, names)),
+    ledger: (conversation, from, limit) => patiently(deps, () => reads.ledger(conversation, from, limit))
   }
 }

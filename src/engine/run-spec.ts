@@ -2,7 +2,7 @@ import type { ChatCompletionTool } from 'openai/resources/chat/completions'
 import { docNames } from '../core/draft.js'
 import type { RunRecord } from '../core/state.js'
 import type { RunTool } from '../core/tool.js'
-import type { Reads } from './patience.js'
+import type { Reads } from '../store/store.js'
 import type { Clock } from './ports.js'
 import { createRecent } from './recent.js'
 import type { Tools } from './tools/tool.js'
@@ -26,12 +26,12 @@ export interface PreparedSpec {
 const KEPT_SPECS = 2_000
 
 /** Reads a run's spec, from memory where this process has had it before: it never changes. Null: the run is gone, with its conversation. */
-export function createSpecs (store: Reads, tools: Tools, clock: Pick<Clock, 'now'>): (conversation: string, runId: string) => Promise<PreparedSpec | null> {
+export function createSpecs (reads: Pick<Reads, 'docs'>, tools: Tools, clock: Pick<Clock, 'now'>): (conversation: string, runId: string) => Promise<PreparedSpec | null> {
   const kept = createRecent<PreparedSpec>(clock, { most: KEPT_SPECS })
   return async (conversation, runId) => {
     let found = kept.get(runId)
     if (found === undefined) {
-      const [json] = await store.docs(conversation, [docNames.run(runId)])
+      const [json] = await reads.docs(conversation, [docNames.run(runId)])
       if (json == null) return null
       const spec = (JSON.parse(json) as RunRecord).request as RunSpec
       found = {

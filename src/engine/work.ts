@@ -3,7 +3,7 @@ import { docNames, type Effect } from '../core/draft.js'
 import { lateBecause, type Settled } from '../core/orphans.js'
 import { wanted } from '../core/schedule.js'
 import { claimsOf, type ActiveRun, type BatchPhase, type CallState, type Claim } from '../core/state.js'
-import type { Feed, Limiter, Row, Store } from '../store/store.js'
+import type { Feed, Limiter, Reads, Row, Store } from '../store/store.js'
 import { readArguments } from './arguments.js'
 import { performCall } from './call.js'
 import { UnavailableError, type Executed } from './execute.js'
@@ -20,6 +20,8 @@ import { performTurn } from './turn.js'
 
 export interface WorkDeps {
   store: Store
+  /** What claimed work reads, however large it is. */
+  reads: Reads
   feed: Feed
   leases: Leases
   limiter: Limiter
@@ -112,7 +114,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
   const { store, hints, tools, clock, log, settings } = deps
   const { execute } = executed
   const desks = new Map<string, Desk>()
-  const reads = patientReads(store, clock, log)
+  const reads = patientReads(deps.reads, clock, log)
   const ledger = createLedgerCache(reads, clock)
   const spec = createSpecs(reads, tools, clock)
   const running = { turns: 0, calls: 0 }

@@ -19,6 +19,7 @@ const socketTimeout = 5000
  *
  * - `command`: waits out a short reconnect, fails within a second. A command whose answer was lost is sent AGAIN after the
  *   reconnect, even when its caller was already told that it timed out: send only what may run twice.
+ * - `bulk`: as `command`, for what may be large: it is given the time it takes, as long as Redis sends anything, and holds up nobody else.
  * - `queue`: as `command`, but fails at once while there is no connection, as BullMQ advises for producers.
  * - `lock`: fails at once and is never sent again: a lock taken after its owner gave up would block everyone for its TTL.
  * - `worker`: commands wait for Redis without limit, as BullMQ demands. `socketTimeout` must exceed BullMQ's longest blocking read, 10 s.
@@ -29,6 +30,7 @@ const socketTimeout = 5000
  */
 const roles = {
   command: { enableOfflineQueue: true, maxRetriesPerRequest: 1, commandTimeout, socketTimeout },
+  bulk: { enableOfflineQueue: true, maxRetriesPerRequest: 1, socketTimeout },
   queue: { enableOfflineQueue: false, maxRetriesPerRequest: 1, commandTimeout, socketTimeout },
   lock: { enableOfflineQueue: false, maxRetriesPerRequest: 0, commandTimeout, socketTimeout },
   worker: { enableOfflineQueue: true, maxRetriesPerRequest: null, socketTimeout: 15_000 },

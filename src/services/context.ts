@@ -3,13 +3,15 @@ import { ConflictError, UnavailableError, type Executed } from '../engine/execut
 import type { Clock, Hints, Ids, Settings } from '../engine/ports.js'
 import type { Tools } from '../engine/tools/tool.js'
 import type { Keys } from '../store/keys.js'
-import type { Feed, Presence, Row, Store } from '../store/store.js'
+import type { Feed, Presence, Reads, Row, Store } from '../store/store.js'
 import type { Upkeep } from '../store/upkeep.js'
 import type { Caller } from './services.js'
 
 /** What the services are made of. */
 export interface Context {
   store: Store
+  /** Reads for whoever has time: they may be large, and last longer than a request can wait. */
+  reads: Reads
   feed: Feed
   keys: Keys
   executed: Executed

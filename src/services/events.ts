@@ -3,7 +3,7 @@ import { TERMINAL } from '../core/event.js'
 import type { RunEnd, RunRecord } from '../core/state.js'
 import { ProblemError } from '../errors.js'
 import { fenceOf } from '../store/plan.js'
-import type { Signal, StoredEvent } from '../store/store.js'
+import type { Reads, Signal, StoredEvent } from '../store/store.js'
 import { answering, conversationOf, rowOf, type Context } from './context.js'
 import { conversationView } from './conversation-view.js'
 import { readRun } from './run-view.js'
@@ -42,7 +42,7 @@ interface Scope {
 
 /** The log of a conversation: page by page, or live. */
 export function createEventService (context: Context): Services['events'] {
-  const { store, feed, clock } = context
+  const { store, reads, feed, clock } = context
 
   /** Checks what can be checked before the conversation is read: whose the run is. */
   async function scopeOf (caller: Caller, where: EventSource): Promise<Scope> {
@@ -65,8 +65,8 @@ export function createEventService (context: Context): Services['events'] {
   const begin = (scope: Scope, after: EventCursor, epoch: number): EventCursor => after.seq < scope.first ? { seq: scope.first - 1, epoch } : after
 
   /** Events behind the cursor, or null: the event it stands at is not there any more. One read, which includes that event. */
-  async function read (conversation: string, { seq, epoch }: EventCursor): Promise<StoredEvent[] | null> {
-    const behind = await store.log(conversation, Math.max(0, seq - 1), PAGE + 1)
+  async function read (from: Pick<Reads, 'log'>, conversation: string, { seq, epoch }: EventCursor, most = PAGE): Promise<StoredEvent[] | null> {
+    const behind = await from.log(conversation, Math.max(0, seq - 1), most + 1)
     if (seq > 0) {
       const at = behind.shift()
       // What took the place of a lost event is of a later epoch than anybody has seen that one in.
@@ -88,15 +88,16 @@ export function createEventService (context: Context): Services['events'] {
       const { state, epoch } = await rowOf(context, caller, scope.conversation)
       const last = scope.last ?? state.seq
       const data: StoredEvent[] = []
-      for (let cursor = begin(scope, after, epoch); ;) {
-        const events = await read(scope.conversation, cursor)
+      // No more than was asked for is read, where all of it is of this scope: events can be large.
+      for (let cursor = begin(scope, after, epoch), most = Math.min(limit, PAGE); ; most = PAGE) {
+        const events = await read(store, scope.conversation, cursor, most)
         if (events === null) return { data: [], ...await faultOf(scope.conversation, cursor, state.seq), last_seq: last, epoch }
         for (const event of events) {
           if (data.length === limit) break
           cursor = event
           if (wants(scope, event.run_id)) data.push(event)
         }
-        const over = events.length < PAGE || data.length === limit || (scope.last !== null && cursor.seq >= scope.last)
+        const over = events.length < most || data.length === limit || (scope.last !== null && cursor.seq >= scope.last)
         if (over) return { data, fault: null, first_seq: 1, last_seq: last, epoch }
       }
     }),
@@ -179,7 +180,7 @@ export function createEventService (context: Context): Services['events'] {
     /** What is stored beyond the cursor; `ended` once that was the last of the run. */
     async function* stored (): AsyncGenerator<LiveItem> {
       for (let told = false; !ended;) {
-        const events = await answering(() => read(conversation, cursor))
+        const events = await answering(() => read(reads, conversation, cursor))
         if (events === null) {
           // Once: should it happen twice in a row, the next look will tell.
           if (told) return
@@ -217,7 +218,7 @@ export function createEventService (context: Context): Services['events'] {
 
     /** The text of the turn that is running, from its beginning: a reader that has some of it loses nothing by hearing it again. */
     async function* text (): AsyncGenerator<LiveItem> {
-      const partial = await answering(() => store.partial(conversation))
+      const partial = await answering(() => reads.partial(conversation))
       if (partial === null || !wants(scope, partial.run_id)) return
       yield { kind: 'delta', json: JSON.stringify({ type: 'turn.delta', conversation_id: conversation, ...partial, offset: 0 }) }
     }

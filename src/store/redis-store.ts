@@ -4,7 +4,7 @@ import { readEntryId } from './entry-id.js'
 import { partitionOfRun, type Keys } from './keys.js'
 import { planCommit } from './plan.js'
 import { define, source } from './scripts.js'
-import type { Committed, Partial, Row, Store, StoredEvent } from './store.js'
+import type { Committed, Partial, Reads, Row, Store, StoredEvent } from './store.js'
 
 type Reply<T> = Promise<T>
 
@@ -23,15 +23,49 @@ interface Scripts {
 /** In front of the scripts that ask for the epoch. */
 const EPOCH = source('epoch')
 
-/** Conversations in Redis. `redis` fails fast: a command that cannot be sent rejects, it does not wait (see redis/connect.ts, role `command`). */
-export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
+/** A commit of more characters is large: on a slow line it would hold up what else is sent there, beyond the time that has. */
+const LARGE_CHARS = 256 * 1024
+
+/** Reads over a connection: fast ones for a request (role `command` of redis/connect.ts), or as large as they come (role `bulk`). */
+export function createRedisReads (redis: Redis | Cluster, keys: Keys): Reads {
+  return {
+    async docs (conversation, names) {
+      return names.length === 0 ? [] : await redis.hmget(keys.docs(conversation), ...names)
+    },
+
+    async ledger (conversation, from, limit) {
+      return await redis.lrange(keys.messages(conversation), from, limit === undefined ? -1 : from + limit - 1)
+    },
+
+    async log (conversation, after, limit) {
+      const entries = await redis.xrange(keys.events(conversation), `${after + 1}-0`, '+', 'COUNT', limit)
+      return entries.map(([id, fields]): StoredEvent => ({
+        ...readEntryId(id), type: fields[1] as string, run_id: fields[3] === '' ? null : fields[3] as string, json: fields[5] as string
+      }))
+    },
+
+    async partial (conversation): Promise<Partial | null> {
+      const stored = await redis.get(keys.partial(conversation))
+      if (stored === null) return null
+      const end = stored.indexOf('\n')
+      return { ...JSON.parse(stored.slice(0, end)), text: stored.slice(end + 1) }
+    }
+  }
+}
+
+/**
+ * Conversations in Redis. `redis` fails fast: a command that cannot be sent or takes too long rejects (see redis/connect.ts, role `command`). Large commits
+ * go over `bulk`, which gives them the time they take.
+ */
+export function createRedisStore (redis: Redis | Cluster, bulk: Redis | Cluster, keys: Keys): Store {
+  for (const connection of [redis, bulk]) define(connection, 'interlockCommit', 'commit', 8, EPOCH)
   define(redis, 'interlockLoad', 'load', 2, EPOCH)
-  define(redis, 'interlockCommit', 'commit', 8, EPOCH)
   define(redis, 'interlockAppend', 'append', 2)
   define(redis, 'interlockTakeDue', 'take-due', 1)
   define(redis, 'interlockPostpone', 'postpone', 2)
   define(redis, 'interlockRemove', 'remove', 8)
   const scripts = redis as unknown as Scripts
+  const large = bulk as unknown as Pick<Scripts, 'interlockCommit'>
 
   /** What this process has seen last of each partition's epoch: should all of its data be gone, Redis does not know it any more. */
   const seen = new Array<string>(keys.partitions).fill('0')
@@ -43,6 +77,8 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
   }
 
   return {
+    ...createRedisReads(redis, keys),
+
     async load (conversation) {
       const partition = keys.partitionOf(conversation)
       return row(partition, await scripts.interlockLoad(keys.row(conversation), keys.epoch(partition), seen[partition] as string))
@@ -60,7 +96,8 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
       tail.push(...plan.drops, ...created)
       for (const event of plan.events) tail.push(event.seq, event.type, event.run_id ?? '', event.json)
       const partition = keys.partitionOf(conversation)
-      const reply = await scripts.interlockCommit(
+      const chars = tail.reduce((sum: number, one) => sum + String(one).length, plan.state.length)
+      const reply = await (chars > LARGE_CHARS ? large : scripts).interlockCommit(
         keys.row(conversation), keys.messages(conversation), keys.events(conversation), keys.docs(conversation), keys.partial(conversation),
         keys.due(partition), keys.runs(partition, commit.state.tenant), keys.epoch(partition),
         base?.born ?? '', base?.version ?? 0, base?.token ?? commit.removal ?? '', token, plan.state, plan.fence, due ?? '', conversation, keys.live(conversation),
@@ -79,21 +116,6 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
       return { status: 'committed', born: base?.born ?? token, version, epoch }
     },
 
-    async docs (conversation, names) {
-      return names.length === 0 ? [] : await redis.hmget(keys.docs(conversation), ...names)
-    },
-
-    async ledger (conversation, from, limit) {
-      return await redis.lrange(keys.messages(conversation), from, limit === undefined ? -1 : from + limit - 1)
-    },
-
-    async log (conversation, after, limit) {
-      const entries = await redis.xrange(keys.events(conversation), `${after + 1}-0`, '+', 'COUNT', limit)
-      return entries.map(([id, fields]): StoredEvent => ({
-        ...readEntryId(id), type: fields[1] as string, run_id: fields[3] === '' ? null : fields[3] as string, json: fields[5] as string
-      }))
-    },
-
     async append (conversation, fence, delta) {
       const { text, offset, byte, ...head } = delta
       const told = JSON.stringify({ type: 'turn.delta', conversation_id: conversation, ...head, offset, text })
@@ -102,13 +124,6 @@ export function createRedisStore (redis: Redis | Cluster, keys: Keys): Store {
         fence, JSON.stringify(head), text, byte, keys.live(conversation), `d${delta.run_id}\t${delta.turn}\t${told}`
       )
       return wrote === 1
-    },
-
-    async partial (conversation): Promise<Partial | null> {
-      const stored = await redis.get(keys.partial(conversation))
-      if (stored === null) return null
-      const end = stored.indexOf('\n')
-      return { ...JSON.parse(stored.slice(0, end)), text: stored.slice(end + 1) }
     },
 
     async remove (conversation) {

@@ -76,22 +76,26 @@ export interface Delta {
 /** All text of the running turn so far. */
 export interface Partial { run_id: string, turn: number, attempt: number, lane: string, text: string }
 
-/**
- * Where conversations live. `commit` is the one way to change one, and the only writer of a row. Every method may reject when the
- * store is away; a commit's outcome is unknown then, and committing again with the same token settles it.
- */
-export interface Store {
-  load: (conversation: string) => Promise<Row | null>
-  commit: (commit: Commit) => Promise<Committed>
+/** What a conversation has beside its row. It may be large. */
+export interface Reads {
   /** Texts beside the row, in the order asked for; null where there is none. */
   docs: (conversation: string, names: string[]) => Promise<(string | null)[]>
   /** Messages of the ledger as JSON, from an index on; at most `limit`. */
   ledger: (conversation: string, from: number, limit?: number) => Promise<string[]>
   /** Events with `seq` > `after`, in order; at most `limit`. */
   log: (conversation: string, after: number, limit: number) => Promise<StoredEvent[]>
+  partial: (conversation: string) => Promise<Partial | null>
+}
+
+/**
+ * Where conversations live. `commit` is the one way to change one, and the only writer of a row. Every method may reject when the
+ * store is away; a commit's outcome is unknown then, and committing again with the same token settles it.
+ */
+export interface Store extends Reads {
+  load: (conversation: string) => Promise<Row | null>
+  commit: (commit: Commit) => Promise<Committed>
   /** Adds text to the running turn and publishes it; drops what lies behind a hole. False: the fence is old, nothing was written. */
   append: (conversation: string, fence: number, delta: Delta) => Promise<boolean>
-  partial: (conversation: string) => Promise<Partial | null>
   /** Deletes a conversation with everything of it. False: there was none. */
   remove: (conversation: string) => Promise<boolean>
   /**

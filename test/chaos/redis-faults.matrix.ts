@@ -110,6 +110,24 @@ story('F66: each command to Redis takes 200 ms more: all is slower, and nothing 
   await whole(t, world, client, runs.map(({ id }) => id))
 }, { long: true })
 
+story('F66: what is large takes longer over a narrow line to Redis than a command may: it arrives, once, and so does what readers ask for', async (t, world) => {
+  const { model, process, service, tool, tools, redis } = world
+  const proxies = await Promise.all([redisProxy(t, redis.url), redisProxy(t, redis.url)])
+  const [near, far] = await Promise.all([service(API), process('api', { REDIS_URL: proxies[0].url }), process('worker', { REDIS_URL: proxies[1].url })])
+  for (const proxy of proxies) proxy.narrow(3_000)
+  const value = 'x'.repeat(900_000)
+  model.script('conv:large', [call(...many(2, 'echo', (i) => ({ value: `${i}${value}` }))), say('done')])
+  model.script('conv:small', [call({ id: 'c', name: 'echo', arguments: { value: 1 } }), say('done')])
+  const large = await near.client.start({ input: 'conv:large', tools: [tool('echo')], limits: { max_result_chars: 1_000_000 } })
+  await tools.waitFor((attempts) => attempts.length === 2)
+  const small = await near.client.start({ input: 'conv:small', tools: [tool('echo')] })
+  for (const run of [small, large]) t.match(await near.client.ended(run), { status: 'completed', output: 'done', usage: { tool_calls: run === large ? 2 : 1 } })
+  t.same([model.requests().length, tools.count()], [4, 3], 'nothing was repeated')
+  const stream = await far.client.follow(large)
+  await stream.ended
+  t.same(stream.types().at(-1), 'run.completed')
+})
+
 story('F67: scripts flushed and all clients killed every 100 ms under load: it takes longer, and nothing is lost or carried out twice', async (t, world) => {
   const body = load(world)
   const [api] = await Promise.all([world.process('api'), world.process('worker')])

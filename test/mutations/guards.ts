@@ -10,6 +10,7 @@ export const GUARDS: Bug[] = [
   { bug: 'a commit\'s token is not known in Redis', file: 'src/store/lua/commit.lua', edits: [['if token == ARGV[4] then', 'if false then']], by: 'test/store/redis-store.test.ts' },
   { bug: 'a conversation that was deleted comes back', file: 'src/store/lua/commit.lua', edits: [['newest = row[6] or \'\'', 'newest = ARGV[3]']], by: 'test/store/redis-store.test.ts' },
   { bug: 'the tokens of a deleted conversation are forgotten', file: 'src/store/lua/remove.lua', edits: [[', \'tokens\', row[3])', ')']], by: 'test/store/redis-store.test.ts' },
+  { bug: 'what is large is given no more time than what is small', file: 'src/store/redis-store.ts', edits: [['(chars > LARGE_CHARS ? large : scripts)', '(chars > Infinity ? large : scripts)']], by: 'test/store/redis-store.test.ts' },
   { bug: 'what nobody waits for any more is sent', file: 'src/engine/patience.ts', edits: [['      if (!isWanted()) throw error\n', '      if (!isWanted() && tries === 1) throw error\n']], by: 'test/engine/execute.test.ts' },
   { bug: 'deltas unfenced', file: 'src/store/memory-store.ts', edits: [[' || found.fence !== fence) return false', ') return false']], by: 'simulation' },
   { bug: 'deltas unfenced in Redis', file: 'src/store/lua/append.lua', edits: [['redis.call(\'HGET\', KEYS[1], \'fence\') ~= ARGV[1]', 'false']], by: 'test/store/redis-store.test.ts' },

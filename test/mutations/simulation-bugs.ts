@@ -32,7 +32,7 @@ const TEXTS: { bug: string, file: string, find: string, put: string }[] = [
   // Deciding
   { bug: 'an old row may refuse', file: 'engine/execute', find: 'let fresh = false', put: 'let fresh = true' },
   { bug: 'a worker gives its result up', file: 'engine/work', find: 'const PATIENT_MS = 24 * 3_600_000', put: 'const PATIENT_MS = 1' },
-  { bug: 'reads for claimed work are not tried again', file: 'engine/patience', find: 'docs: (conversation, names) => patiently(deps, () => store.docs(conversation, names))', put: 'docs: (conversation, names) => store.docs(conversation, names)' },
+  { bug: 'reads for claimed work are not tried again', file: 'engine/patience', find: 'docs: (conversation, names) => patiently(deps, () => reads.docs(conversation, names))', put: 'docs: (conversation, names) => reads.docs(conversation, names)' },
   { bug: 'a retry does not wait as long as it was told to', file: 'engine/turn', find: 'Math.max(error.retryAfterMs ?? 0, backoff(tries, deps.random()))', put: 'backoff(1, deps.random()) / 10' },
   { bug: 'streamed text has the wrong place', file: 'engine/deltas', find: 'offset: from.offset + text.length,', put: 'offset: from.offset + text.length + 1,' },
   // Which calls may start

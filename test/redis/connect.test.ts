@@ -99,6 +99,16 @@ for (const role of ['queue', 'lock'] as const) {
   })
 }
 
+test('F66: bulk: what takes longer than a command may is waited for', async (t) => {
+  const redis = await privateRedis(t)
+  const [bulk, command] = await Promise.all([open(t, redis.url, 'bulk'), open(t, redis.url, 'command')])
+  redis.pause()
+  const waited = bulk.incr('n')
+  await failsInTime(t, command.incr('m'), 'a command')
+  redis.resume()
+  t.equal(await waited, 1)
+})
+
 test('worker: commands wait for Redis without limit', async (t) => {
   const redis = await privateRedis(t)
   const connection = await open(t, redis.url, 'worker')

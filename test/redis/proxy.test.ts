@@ -138,7 +138,7 @@ void t.test('scripts are known by name, also when Redis does not know them yet',
   t.teardown(() => closeRedis(connection))
   await whenReady(connection)
   const keys = createKeys(prefix, 1)
-  const store = createRedisStore(connection, keys)
+  const store = createRedisStore(connection, connection, keys)
   await direct.script('FLUSH')
   const rule = proxy.on({ match: { script: 'take-due', key: keys.due(0) }, act: 'lost' })
   await direct.zadd(keys.due(0), 1, 'a')
@@ -156,7 +156,7 @@ void t.test('a script is known by its name, also by one who has never seen its s
   await whenReady(connection)
   // Redis has it from somebody else.
   await direct.script('LOAD', epoch + load)
-  await createRedisStore(connection, createKeys(prefix, 1)).load('c')
+  await createRedisStore(connection, connection, createKeys(prefix, 1)).load('c')
   t.match(proxy.seen(), { load: 1 })
   t.equal(commandOf(Buffer.from(request('EVAL', `-- changed\n${epoch}${commit}`, '0'))).script, 'commit')
 })

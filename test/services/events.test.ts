@@ -19,7 +19,7 @@ function readersOf (bench: EngineBench, before: () => Promise<void> = async () =
       return events
     }
   }
-  const context = { store, feed: bench.feed, keys: createKeys('il', 4), clock: bench.clock } as unknown as Context
+  const context = { store, reads: store, feed: bench.feed, keys: createKeys('il', 4), clock: bench.clock } as unknown as Context
   return (after, signal) => createEventService(context).live(CALLER, { conversation_id: 'c' }, { after: { seq: after, epoch: 1 }, signal })
 }
 
@@ -61,7 +61,7 @@ t.test('N12: a stream that is promised while Redis stops answering begins when i
   const failing = <T extends object>(target: T): T => new Proxy(target, {
     get: (of, name) => (...args: unknown[]) => unless(String(name))((of[name as keyof T] as (...args: unknown[]) => Promise<unknown>)(...args))
   })
-  const context = { store: failing(bench.store), feed: failing(bench.feed), keys: createKeys('il', 4), clock: bench.clock } as unknown as Context
+  const context = { store: failing(bench.store), reads: failing(bench.store), feed: failing(bench.feed), keys: createKeys('il', 4), clock: bench.clock } as unknown as Context
   const stop = new AbortController()
   const seen: number[] = []
   const reading = (async () => {
@@ -85,7 +85,7 @@ t.test('a stream of what is deleted while it begins has nothing, and is no failu
   await bench.start(await bench.worker('w1'))
   await settled()
   const store = { ...bench.store, load: async () => null, findRun: async () => null }
-  const context = { store, feed: bench.feed, keys: createKeys('il', 4), clock: bench.clock } as unknown as Context
+  const context = { store, reads: store, feed: bench.feed, keys: createKeys('il', 4), clock: bench.clock } as unknown as Context
   for (const where of [{ conversation_id: 'c' }, { run_id: 'run_1' }]) {
     const items: LiveItem[] = []
     for await (const item of createEventService(context).live(CALLER, where, { after: { seq: 0, epoch: 1 }, signal: new AbortController().signal })) items.push(item)

@@ -290,7 +290,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
         trace?.(machine.name, `ERROR ${message ?? ''} ${err?.message ?? JSON.stringify(fields)}`)
       }
     }
-    const shared = { store, feed, hints, tools: toolbox.toolsOf(machine), clock, ids: nextId, log, settings }
+    const shared = { store, reads: store, feed, hints, tools: toolbox.toolsOf(machine), clock, ids: nextId, log, settings }
     trace?.(machine.name, `starts as ${role}`)
 
     let engine: Engine | null = null

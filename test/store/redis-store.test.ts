@@ -1,6 +1,7 @@
 import t from 'tap'
 import type { Base, Signal } from '../../src/store/store.js'
 import { redisBench } from '../support/redis-bench.js'
+import { redisProxy } from '../support/redis-proxy.js'
 import { privateRedis, testRedis } from '../support/redis.js'
 import { commitOf, eventOf, stateOf, stored, storeConformance } from '../support/store-conformance.js'
 
@@ -36,6 +37,20 @@ t.test('I20: an idle conversation has four keys, however much has happened in it
   await store.commit(commitOf('tidy', base))
   t.same((await bench.leftovers('tidy')).sort(), [keys.row('tidy'), keys.docs('tidy'), keys.events('tidy'), keys.messages('tidy')].sort())
   t.equal((await redis?.hget(keys.row('tidy'), 'tokens') ?? '').split(' ').length, 32, 'and its tokens are bounded')
+})
+
+t.test('F66: over a narrow line what is large takes the time it takes, and keeps nothing else waiting', async (t) => {
+  const proxy = await redisProxy(t, url)
+  const { store } = await redisBench(t, proxy.url, `${prefix}:narrow`, [url])
+  t.teardown(() => store.remove('large'))
+  const base = await stored(store, commitOf('large', null, { state: stateOf('large', { fence: 1 }) }))
+  proxy.narrow(1_000)
+  const order: string[] = []
+  await Promise.all([
+    store.commit(commitOf('large', base, { docs: [{ name: 'd', value: 'x'.repeat(1_200_000) }] })).then(({ status }) => order.push(status)),
+    store.load('large').then((row) => order.push(`version ${row?.version}`))
+  ])
+  t.same(order, ['version 1', 'committed'])
 })
 
 t.test('P10: a reader whose connection was gone is told of the gap, and hears what comes after it', async (t) => {

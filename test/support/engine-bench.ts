@@ -188,7 +188,7 @@ export function createBench (): EngineBench {
       logged,
       notes,
       deps: {
-        store, feed, presence: memory.presence, hints, tools, clock, ids: nextId, log, model, leases: leases(name), random: () => 0.5,
+        store, reads: store, feed, presence: memory.presence, hints, tools, clock, ids: nextId, log, model, leases: leases(name), random: () => 0.5,
         settings: { worker: name, leaseMs: LEASE_MS, sweepMs: SWEEP_MS, turns: 64, calls: 256, localCalls: 8, modelAttempts: 4, ...settings }
       }
     }

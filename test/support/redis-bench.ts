@@ -11,12 +11,12 @@ import type { Bench } from './store-conformance.js'
 /** The real store on a Redis or a cluster, as a process has it. `nodes`: addresses whose keys belong to it. */
 export async function redisBench (t: Test, url: string, prefix: string, nodes: string[]): Promise<Bench & { command: Connection, nodes: Redis[] }> {
   const keys = createKeys(prefix, 16)
-  const [command, subscriber] = [connectRedis(url, 'command', silent), connectRedis(url, 'subscriber', silent)]
+  const [command, bulk, subscriber] = (['command', 'bulk', 'subscriber'] as const).map((role) => connectRedis(url, role, silent)) as [Connection, Connection, Connection]
   const readers = nodes.map((node) => new Redis(node))
   t.teardown(async () => {
-    await Promise.all([closeRedis(command), closeRedis(subscriber), ...readers.map((reader) => reader.quit())])
+    await Promise.all([...[command, bulk, subscriber].map(closeRedis), ...readers.map((reader) => reader.quit())])
   })
-  await Promise.all([whenReady(command), whenReady(subscriber)])
+  await Promise.all([command, bulk, subscriber].map(whenReady))
 
   async function leftovers (conversation: string): Promise<string[]> {
     const found: string[] = []
@@ -34,7 +34,7 @@ export async function redisBench (t: Test, url: string, prefix: string, nodes: s
     return found
   }
   return {
-    store: createRedisStore(command, keys),
+    store: createRedisStore(command, bulk, keys),
     feed: createFeed(subscriber, command, keys),
     presence: createPresence(command, keys),
     keys,

@@ -63,11 +63,13 @@ export interface RedisProxy {
   blackhole: (way?: Blackhole) => void
   /** Each command arrives so many milliseconds later. */
   slow: (ms: number) => void
+  /** The line carries so many bytes in a millisecond, each way, for each connection. */
+  narrow: (bytes: number) => void
   /** From now on new connections lead to another server, or with null to none. Those that are open stay, unless `cut` resets them. */
   lead: (redisUrl: string | null, over?: { cut: boolean }) => void
   /** Resets all connections there are. */
   reset: () => void
-  /** Takes all of this back: rules, what they hold, slowness, black holes. */
+  /** Takes all of this back: rules, what they hold, slowness, narrowness, black holes. */
   heal: () => void
   /** Connections from the process. */
   connections: () => number
@@ -102,6 +104,8 @@ interface Connection {
   /** The rule that holds what is next of this way. */
   holds: { requests: Rule | null, replies: Rule | null }
   subscribed: boolean
+  /** When a narrow line has carried all that was sent so far. */
+  free: { requests: number, replies: number }
   /** One side has closed; the other follows when it has had everything. */
   ended: { client: boolean, upstream: boolean }
 }
@@ -121,13 +125,15 @@ export async function redisProxy (t: Pick<Test, 'teardown'>, redisUrl: string): 
   let kill = () => {}
   let see = (_: RedisCommand) => {}
   let latency = 0
+  let bytesPerMs = Infinity
   const blocked = { requests: false, replies: false }
 
   const server = createServer({ allowHalfOpen: true, noDelay: true }, (client) => {
     if (reach === null) return void client.resetAndDestroy()
     const upstream = reach()
     const one: Connection = {
-      client, upstream, requests: [], replies: [], owed: [], holds: { requests: null, replies: null }, subscribed: false, ended: { client: false, upstream: false }
+      client, upstream, requests: [], replies: [], owed: [], holds: { requests: null, replies: null }, subscribed: false,
+      free: { requests: 0, replies: 0 }, ended: { client: false, upstream: false }
     }
     connections.add(one)
     const requests = createFramer(requestEnd)
@@ -138,7 +144,7 @@ export async function redisProxy (t: Pick<Test, 'teardown'>, redisUrl: string): 
         const name = command.script ?? command.name
         counts.set(name, (counts.get(name) ?? 0) + 1)
         see(command)
-        one.requests.push({ frame, command, at: performance.now() + latency })
+        one.requests.push({ frame, command, at: carried(one, 'requests', frame) + latency })
       }
       pumpRequests(one)
     })
@@ -175,6 +181,11 @@ export async function redisProxy (t: Pick<Test, 'teardown'>, redisUrl: string): 
     if (hard) one.client.resetAndDestroy()
     else one.client.destroySoon()
     one.upstream.destroy()
+  }
+
+  /** When a frame is through. */
+  function carried (one: Connection, way: 'requests' | 'replies', frame: Buffer): number {
+    return one.free[way] = Math.max(one.free[way], performance.now()) + frame.length / bytesPerMs
   }
 
   /** Passes on what may go. True when nothing is left. */
@@ -222,7 +233,7 @@ export async function redisProxy (t: Pick<Test, 'teardown'>, redisUrl: string): 
   }
 
   function answered (one: Connection, frame: Buffer): void {
-    const reply = { frame, at: 0 }
+    const reply = { frame, at: carried(one, 'replies', frame) }
     one.replies.push(reply)
     if (one.subscribed && PUSHED.has(stringsOf(frame)[0] ?? '')) return
     const owed = one.owed[0]
@@ -309,6 +320,7 @@ export async function redisProxy (t: Pick<Test, 'teardown'>, redisUrl: string): 
       blocked.replies = way !== 'requests'
     },
     slow: (ms) => { latency = ms },
+    narrow: (bytes) => { bytesPerMs = bytes },
     lead (to, { cut } = { cut: false }) {
       reach = to === null ? null : reaching(to)
       if (cut) proxy.reset()
@@ -317,6 +329,7 @@ export async function redisProxy (t: Pick<Test, 'teardown'>, redisUrl: string): 
     heal () {
       rules = []
       latency = 0
+      bytesPerMs = Infinity
       blocked.requests = blocked.replies = false
       for (const one of [...connections]) release(one)
     },
