@@ -13,7 +13,7 @@ import { createHintQueue } from './queue/queue.js'
 import { startWorkers, type Workers } from './queue/workers.js'
 import type { Line } from './queue/line.js'
 import { createSharedClock } from './redis/clock.js'
-import { closeRedis, connectRedis, whenReady, type Connection, type Role } from './redis/connect.js'
+import { closeRedis, connectRedis, reconnectWith, whenReady, type Connection, type Role } from './redis/connect.js'
 import { describeRedis } from './redis/describe.js'
 import { openRedis } from './redis/embedded.js'
 import { createActionService } from './services/actions.js'
@@ -94,9 +94,10 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
     }
   }
   const keys = createKeys(config.redis.keyPrefix, config.redis.partitions)
-  const bulk = connect('bulk')
-  const store = createRedisStore(command, bulk, keys)
-  const reads = createRedisReads(bulk, keys)
+  // One for work and one for readers: a reader who catches up keeps no work waiting.
+  const [workBulk, readerBulk] = [connect('bulk'), connect('bulk')]
+  for (const one of [workBulk, readerBulk]) reconnectWith(command, one)
+  const store = createRedisStore(command, workBulk, keys)
   const feed = createFeed(connect('subscriber'), command, keys)
   const line = (role: Role): Line => {
     const connection = connect(role)
@@ -128,7 +129,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   const engineLog = log.child({ component: 'engine', worker: settings.worker })
   const limiter = createRedisLimiter(command, keys)
   const presence = createPresence(command, keys)
-  const common = { store, reads, feed, hints, tools, clock, ids, log: engineLog, settings, observe: metrics.observe }
+  const common = { store, reads: createRedisReads(workBulk, keys), feed, hints, tools, clock, ids, log: engineLog, settings, observe: metrics.observe }
   if (roles.worker) {
     const model = openaiModel({ ...provider.connection, timeoutMs: config.model.timeoutMs, idleMs: config.model.idleMs, concurrency: config.model.concurrency })
     const leases = createLeases(connect('lock'), keys, settings.leaseMs, engineLog)
@@ -136,7 +137,7 @@ export async function openInstance (config: Config, roles: Roles, log: Logger): 
   }
   const executed: Executed = engine ?? createExecute(common, null)
   const context: Context = {
-    store, reads, feed, keys, executed, presence, upkeep: createUpkeep(command, keys), hints, settings, tools, clock, ids,
+    store, reads: createRedisReads(readerBulk, keys), feed, keys, executed, presence, upkeep: createUpkeep(command, keys), hints, settings, tools, clock, ids,
     defaultModel: provider.model, parallelTools: config.features.parallelTools
   }
 

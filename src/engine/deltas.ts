@@ -7,7 +7,7 @@ const GROUP_MS = 25
 /** Where the text of one attempt goes as it comes. */
 export interface Deltas {
   push: (text: string) => void
-  /** Sends what is left. Does not wait for it: whatever is sent next on the same connection comes after. */
+  /** Sends what is left. Does not wait for it: whatever is sent next on the same connection comes after, and what is not shown with a large answer is in it. */
   end: () => void
 }
 

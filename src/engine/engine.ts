@@ -154,7 +154,7 @@ export function createEngine (deps: EngineDeps): Engine {
   /** Gives up claims whose worker is gone, or goes, and lets time do what it has to do. */
   async function lapse (conversation: string, lost: Claim[], handedOver = false): Promise<void> {
     const calls = lost.filter((claim) => claim.call_id !== null) as (Claim & { call_id: string })[]
-    const args = calls.length === 0 ? null : await readArguments(store, conversation, calls.map((claim) => claim.call_id))
+    const args = calls.length === 0 ? null : await readArguments(deps.reads, conversation, calls.map((claim) => claim.call_id))
     await execute(conversation, {
       type: 'Lapse',
       at: clock.now(),

@@ -12,6 +12,8 @@ export type Log = Pick<BaseLogger, 'info' | 'warn'>
 const commandTimeout = 700
 /** Milliseconds without a byte, while an answer is owed, until a socket is taken for dead. Only this ends a half-open one (FAULTS R4). */
 const socketTimeout = 5000
+/** Milliseconds without a byte either way until a socket for large things is taken for dead: what the kernel still holds of them nobody sees moving. */
+const bulkTimeout = 15_000
 
 /**
  * How each use of Redis behaves while Redis is away (FAULTS 1.3, decisions 2 and 8; every line is shown in connect.test.ts).
@@ -19,7 +21,8 @@ const socketTimeout = 5000
  *
  * - `command`: waits out a short reconnect, fails within a second. A command whose answer was lost is sent AGAIN after the
  *   reconnect, even when its caller was already told that it timed out: send only what may run twice.
- * - `bulk`: as `command`, for what may be large: it is given the time it takes, as long as Redis sends anything, and holds up nobody else.
+ * - `bulk`: as `command`, for what may be large, apart from what must be fast: it is given the time it takes, as long as anything moves. Connects anew when
+ *   `command` does (`reconnectWith`).
  * - `queue`: as `command`, but fails at once while there is no connection, as BullMQ advises for producers.
  * - `lock`: fails at once and is never sent again: a lock taken after its owner gave up would block everyone for its TTL.
  * - `worker`: commands wait for Redis without limit, as BullMQ demands. `socketTimeout` must exceed BullMQ's longest blocking read, 10 s.
@@ -30,7 +33,7 @@ const socketTimeout = 5000
  */
 const roles = {
   command: { enableOfflineQueue: true, maxRetriesPerRequest: 1, commandTimeout, socketTimeout },
-  bulk: { enableOfflineQueue: true, maxRetriesPerRequest: 1, socketTimeout },
+  bulk: { enableOfflineQueue: true, maxRetriesPerRequest: 1, commandTimeout: 60_000 },
   queue: { enableOfflineQueue: false, maxRetriesPerRequest: 1, commandTimeout, socketTimeout },
   lock: { enableOfflineQueue: false, maxRetriesPerRequest: 0, commandTimeout, socketTimeout },
   worker: { enableOfflineQueue: true, maxRetriesPerRequest: null, socketTimeout: 15_000 },
@@ -69,6 +72,7 @@ export function connectRedis (url: string, role: Role, log: Log): Connection {
     connection.on('reconnecting', () => { Object.assign(connection.options, node()) })
     logOutages(connection, role, log)
     if (role === 'subscriber') careForSubscriber(connection)
+    if (role === 'bulk') careForBulk(connection)
     return connection
   }
   const patient = roles[role].maxRetriesPerRequest === null
@@ -76,7 +80,7 @@ export function connectRedis (url: string, role: Role, log: Log): Connection {
     // The cluster's own queue knows no timeout: whoever must fail fast must not wait in it.
     enableOfflineQueue: patient,
     clusterRetryStrategy: backoff,
-    // How long a command tries to reach a lost node: 0.8 s, or 250 s.
+    // How long a command tries to reach a lost node that refuses it: 0.8 s, or 250 s.
     maxRedirections: patient ? 1000 : 16,
     retryDelayOnFailover: patient ? 250 : 50,
     retryDelayOnClusterDown: patient ? 250 : 50,
@@ -84,7 +88,16 @@ export function connectRedis (url: string, role: Role, log: Log): Connection {
     redisOptions: { ...target.options, ...options }
   })
   logOutages(connection, role, log)
+  if (role === 'bulk') careForBulk(connection)
   return connection
+}
+
+/**
+ * Lets one connection follow another. Whoever mostly reads would not notice that its server is the primary no more, and read what is old for ever; whoever
+ * writes is told. The nodes of a cluster tell every client.
+ */
+export function reconnectWith (leader: Connection, follower: Connection): void {
+  if (leader instanceof Redis) leader.on('reconnecting', () => { follower.disconnect(true) })
 }
 
 /** Resolves when commands are answered. Waits for Redis without limit; rejects when the connection is closed meanwhile. */
@@ -146,11 +159,31 @@ function logOutages (connection: Connection, role: Role, log: Log): void {
   connection.on('+node', (node: Redis) => node.on('ready', () => { if (connection.status === 'ready') back() }))
 }
 
+/** Milliseconds between two questions to a server that may be owed nothing: without them nobody would notice that a socket is half-open. */
+const askEvery = 2000
+
+/** While something large is sent Redis says nothing, which ioredis would take for a dead socket: here it is one on which nothing moves either way. */
+function careForBulk (connection: Connection): void {
+  const watch = (node: Redis) => {
+    node.on('connect', () => {
+      const { stream } = node
+      stream.setTimeout(bulkTimeout, () => { stream.destroy(new Error('Socket timeout: nothing moves')) })
+    })
+  }
+  if (connection instanceof Redis) watch(connection)
+  else connection.on('+node', watch)
+  const timer = setInterval(() => {
+    for (const node of connection instanceof Redis ? [connection] : connection.nodes()) {
+      if (node.status === 'ready') node.ping().catch(() => {}) // as below
+    }
+  }, askEvery)
+  connection.once('end', () => clearInterval(timer))
+}
+
 function careForSubscriber (connection: Redis): void {
-  // It is seldom owed an answer, so nobody would notice that its socket is half-open.
   const timer = setInterval(() => {
     if (connection.status === 'ready') connection.ping().catch(() => {}) // the socket's timeout is what acts
-  }, 2000)
+  }, askEvery)
   connection.once('end', () => clearInterval(timer))
 
   // After a reconnect ioredis subscribes again by this method and drops the promise: closed at that moment, it would end the process.

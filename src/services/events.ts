@@ -45,11 +45,11 @@ export function createEventService (context: Context): Services['events'] {
   const { store, reads, feed, clock } = context
 
   /** Checks what can be checked before the conversation is read: whose the run is. */
-  async function scopeOf (caller: Caller, where: EventSource): Promise<Scope> {
+  async function scopeOf (from: Pick<Reads, 'docs'>, caller: Caller, where: EventSource): Promise<Scope> {
     const runId = where.run_id
     if (runId === undefined) return { conversation: where.conversation_id ?? '', run_id: null, first: 1, last: null }
     const conversation = where.conversation_id ?? await conversationOf(context, caller, runId)
-    const [record, end] = await store.docs(conversation, [docNames.run(runId), docNames.end(runId)])
+    const [record, end] = await from.docs(conversation, [docNames.run(runId), docNames.end(runId)])
     return {
       conversation,
       run_id: runId,
@@ -84,7 +84,7 @@ export function createEventService (context: Context): Services['events'] {
 
   return {
     page: (caller, where, after, limit) => answering(async () => {
-      const scope = await scopeOf(caller, where)
+      const scope = await scopeOf(store, caller, where)
       const { state, epoch } = await rowOf(context, caller, scope.conversation)
       const last = scope.last ?? state.seq
       const data: StoredEvent[] = []
@@ -122,7 +122,9 @@ export function createEventService (context: Context): Services['events'] {
     if (named === null) return
     const conversation = named
     const unsubscribe = await insist(() => feed.subscribe(conversation, hear))
-    const open = () => answering(() => Promise.all([scopeOf(caller, { ...where, conversation_id: conversation }), rowOf(context, caller, conversation)]))
+    const open = () => answering(() => Promise.all([
+      unlessLeft(scopeOf(reads, caller, { ...where, conversation_id: conversation })), rowOf(context, caller, conversation)
+    ]))
     const opened = await insist(open).catch((error: unknown) => {
       unsubscribe()
       return unlessGone(error)
@@ -145,6 +147,16 @@ export function createEventService (context: Context): Services['events'] {
       })
       cancel()
       return over
+    }
+
+    /** A reader that leaves waits for nothing any more, however large it is. */
+    function unlessLeft<T> (task: Promise<T>): Promise<T> {
+      return new Promise((resolve, reject) => {
+        const leave = () => { reject(new Error('the reader has left')) }
+        if (signal.aborted) leave()
+        signal.addEventListener('abort', leave)
+        task.then(resolve, reject).finally(() => { signal.removeEventListener('abort', leave) })
+      })
     }
 
     const isBehind = () => scope.last !== null && cursor.seq >= scope.last
@@ -180,7 +192,7 @@ export function createEventService (context: Context): Services['events'] {
     /** What is stored beyond the cursor; `ended` once that was the last of the run. */
     async function* stored (): AsyncGenerator<LiveItem> {
       for (let told = false; !ended;) {
-        const events = await answering(() => read(reads, conversation, cursor))
+        const events = await answering(() => unlessLeft(read(reads, conversation, cursor)))
         if (events === null) {
           // Once: should it happen twice in a row, the next look will tell.
           if (told) return
@@ -218,7 +230,7 @@ export function createEventService (context: Context): Services['events'] {
 
     /** The text of the turn that is running, from its beginning: a reader that has some of it loses nothing by hearing it again. */
     async function* text (): AsyncGenerator<LiveItem> {
-      const partial = await answering(() => reads.partial(conversation))
+      const partial = await answering(() => unlessLeft(reads.partial(conversation)))
       if (partial === null || !wants(scope, partial.run_id)) return
       yield { kind: 'delta', json: JSON.stringify({ type: 'turn.delta', conversation_id: conversation, ...partial, offset: 0 }) }
     }

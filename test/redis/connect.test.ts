@@ -3,7 +3,7 @@ import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Queue, Worker } from 'bullmq'
 import tap, { type Test } from 'tap'
-import { closeRedis, connectRedis, whenReady, type Connection, type Log, type Role } from '../../src/redis/connect.js'
+import { closeRedis, connectRedis, reconnectWith, whenReady, type Connection, type Log, type Role } from '../../src/redis/connect.js'
 import { privateRedis, silent } from '../support/redis.js'
 
 tap.jobs = 4
@@ -107,6 +107,28 @@ test('F66: bulk: what takes longer than a command may is waited for', async (t) 
   await failsInTime(t, command.incr('m'), 'a command')
   redis.resume()
   t.equal(await waited, 1)
+})
+
+test('F66: bulk: what is sent for longer than Redis may be silent arrives, once', async (t) => {
+  const redis = await privateRedis(t, { tcp: true })
+  const proxy = await startProxy(t, redis.url, 2_000)
+  const bulk = await open(t, proxy.url, 'bulk')
+  const began = performance.now()
+  t.equal(await bulk.append('large', 'x'.repeat(16_000_000)), 16_000_000)
+  t.ok(performance.now() - began > 6000, 'the line was narrow')
+})
+
+test('F63: bulk: leaves a server together with command, which is told that it is no primary any more', async (t) => {
+  const redis = await privateRedis(t)
+  const [command, bulk] = await Promise.all([open(t, redis.url, 'command'), open(t, redis.url, 'bulk')])
+  reconnectWith(command, bulk)
+  const idOf = async (connection: Connection) => await connection.client('ID') as unknown as number
+  const before = await idOf(bulk)
+  const again = once(bulk, 'ready')
+  await command.call('REPLICAOF', '127.0.0.1', '1')
+  await t.rejects(command.set('k', 'v'), /READONLY/)
+  await again
+  t.not(await idOf(bulk), before)
 })
 
 test('worker: commands wait for Redis without limit', async (t) => {
@@ -302,12 +324,18 @@ test('closing a cluster works in any state', async (t) => {
   await waiting
 })
 
-/** A TCP proxy whose connections can be cut, or made half-open: they stay, and nothing passes any more. New ones work. */
-async function startProxy (t: Test, url: string): Promise<{ url: string, freeze: () => void, cut: () => void }> {
+/** A TCP proxy whose connections can be cut, or made half-open: they stay, and nothing passes any more. New ones work. `bytesPerMs`: how much of what is sent to Redis passes. */
+async function startProxy (t: Test, url: string, bytesPerMs = Infinity): Promise<{ url: string, freeze: () => void, cut: () => void }> {
   const sockets: Socket[] = []
   const server = createServer((client) => {
     const upstream = connect({ host: '127.0.0.1', port: Number(new URL(url).port) })
     client.pipe(upstream).pipe(client)
+    if (bytesPerMs < Infinity) {
+      client.on('data', (chunk: Buffer) => {
+        client.pause()
+        setTimeout(() => client.resume(), chunk.length / bytesPerMs)
+      })
+    }
     for (const socket of [client, upstream]) socket.on('error', () => {})
     sockets.push(client, upstream)
   }).listen(0, '127.0.0.1')
