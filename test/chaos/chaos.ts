@@ -6,6 +6,7 @@
  */
 import { writeFileSync } from 'node:fs'
 import { parseArgs } from 'node:util'
+import { numberOf } from '../support/number.js'
 import { chaos } from './run.js'
 import { page } from './figures.js'
 
@@ -25,7 +26,8 @@ const teardowns: (() => unknown)[] = []
 const say = (line: string) => { process.stdout.write(`${line}\n`) }
 say(`seed ${values.seed}`)
 const { figures, violations, folder } = await chaos({ teardown: (undo: () => unknown) => { teardowns.push(undo) } } as never, {
-  seed: Number(values.seed), minutes: Number(values.minutes), apis: Number(values.api), workers: Number(values.workers), conversations: Number(values.conversations), brief: values.brief, say
+  seed: numberOf('seed', values.seed), minutes: numberOf('minutes', values.minutes, 0.01), apis: numberOf('api', values.api, 1), workers: numberOf('workers', values.workers, 1),
+  conversations: numberOf('conversations', values.conversations, 1), brief: values.brief, say
 })
 for (const undo of teardowns.reverse()) await undo()
 if (values.report !== undefined) writeFileSync(values.report, values.report.endsWith('.json') ? JSON.stringify(figures, null, 2) : page(figures))

@@ -16,6 +16,8 @@ export interface Figures {
   tool_executions_again: number
   kills: number
   faults: Record<string, number>
+  /** LLM calls made again, or beside another, for what was done to their own process; or only to all of them, through Redis or the machine. */
+  excused: { own: number, all: number }
   requests: number
   streams: number
   /** Milliseconds from a fault to the next event of the conversations it hit, by kind. */
@@ -74,6 +76,7 @@ export function page (figures: Figures): string {
     `| processes killed | ${figures.kills} |`,
     `| faults | ${list(figures.faults)} |`,
     `| LLM calls; without use | ${figures.llm_calls}; ${list(figures.wasted)} |`,
+    `| LLM calls again or beside another, for a fault of their process; only for one of Redis or the machine | ${figures.excused.own}; ${figures.excused.all} |`,
     `| tool executions; of these again | ${figures.tool_executions}; ${figures.tool_executions_again} |`,
     `| longest until everything was at rest after healing | ${Math.round(figures.rest_ms)} ms |`,
     '',

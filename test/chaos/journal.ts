@@ -15,14 +15,17 @@ export interface Journal {
   faults: Fault[]
   /** A fault begins. Ended by the function this returns. */
   begin: (kind: string, targets?: string[], hit?: string[]) => Fault & { end: () => void }
-  /** Whether something was done to one of these processes (or to all) between two moments that may cost a lease, a claim or an answer. */
-  explains: (processes: string[] | 'any', from: number, to: number) => boolean
+  /**
+   * Whether something was done between two moments that may cost a lease, a claim or an answer: to one of these processes (`own`), or only to all of them,
+   * through Redis or the machine (`all`).
+   */
+  explains: (processes: string[] | 'any', from: number, to: number) => 'own' | 'all' | null
   /** For how long the machine kept this process from running, or Redis from answering, between two moments. Milliseconds. */
   starved: (from: number, to: number) => number
 }
 
-/** What must cost nobody anything but time. */
-const HARMLESS = new Set(['SCRIPT FLUSH', 'queue deleted', 'foreign jobs'])
+/** What must cost nobody anything but time: also one command of which the answer was lost with its connection, and so was sent twice. */
+const HARMLESS = new Set(['SCRIPT FLUSH', 'queue deleted', 'foreign jobs', 'lost command', 'refused command'])
 
 export const now = (): number => performance.timeOrigin + performance.now()
 
@@ -57,9 +60,11 @@ export function openJournal (ping: () => Promise<unknown>): Journal & { close: (
       return Object.assign(fault, { end: () => { fault.to = Math.min(fault.to, now()) } })
     },
     starved: (from, to) => faults.reduce((sum, fault) => sum + (fault.kind === 'starved' ? Math.max(0, Math.min(fault.to, to) - Math.max(fault.from, from)) : 0), 0),
-    explains: (processes, from, to) => faults.some((fault) => {
-      return !HARMLESS.has(fault.kind) && fault.from <= to && fault.to >= from && (processes === 'any' || fault.targets.length === 0 || fault.targets.some((one) => processes.includes(one)))
-    }),
+    explains (processes, from, to) {
+      const costly = faults.filter((fault) => !HARMLESS.has(fault.kind) && fault.from <= to && fault.to >= from)
+      if (costly.some(({ targets }) => targets.some((one) => processes === 'any' || processes.includes(one)))) return 'own'
+      return costly.some(({ targets }) => targets.length === 0) ? 'all' : null
+    },
     close: () => clearInterval(watch)
   }
 }

@@ -22,6 +22,10 @@ export interface Case {
   journal: Journal
   /** How long a claim can outlive its worker, in milliseconds, with all that may come on top. */
   lapseMs: number
+  /** How long a lock, or a sign of life, holds: what was over longer before something began costs it nothing. Milliseconds. */
+  lockTtlMs: number
+  /** Is told of everything that was made twice for a reason: done to its own process, or only to all of them. */
+  excuse: (reason: 'own' | 'all') => void
 }
 
 /** How long after the end of a run a worker that nothing was done to may still begin what it has not heard was called off. Milliseconds. */
@@ -98,7 +102,7 @@ function judgeCalls ({ attempts }: Case, wrong: Wrong): void {
 }
 
 /** I1b, I2, I3b, I12: every LLM call has its reason, is alone unless its caller could not help it, adds to history, and none comes after the end. */
-function judgeRequests ({ journal, lapseMs, said }: Case, { events, requests }: Evidence, wrong: Wrong): void {
+function judgeRequests ({ journal, lapseMs, lockTtlMs, excuse, said }: Case, { events, requests }: Evidence, wrong: Wrong): void {
   const tries = new Map(events.flatMap((event) => event.type === 'turn.started' || event.type === 'turn.retrying' ? [[`${event.run_id}.${event.turn}.${event.attempt}`, event]] : []))
   const byId = groupBy(requests, ({ requestId }) => requestId ?? '')
   for (const [id, made] of byId) {
@@ -112,11 +116,14 @@ function judgeRequests ({ journal, lapseMs, said }: Case, { events, requests }: 
     const at = Date.parse(event.time)
     const [request] = byId.get(before) ?? []
     // Whatever was done since the try began may have ended it; that is seen when there is somebody to see it.
-    const began = Date.parse(tries.get(before)?.time ?? event.time) - lapseMs
+    const began = Date.parse(tries.get(before)?.time ?? event.time) - lockTtlMs
+    const why = journal.explains(request === undefined ? 'any' : [callerOf(request)], began, at)
     if (reason.startsWith('provider') || reason.startsWith('rate') || reason.startsWith('stream')) {
       const own = said.get(before)?.fault ?? null
-      if (own === null && !journal.explains(request === undefined ? 'any' : [callerOf(request)], began, at)) wrong(`I1b: ${before} is tried again for ${reason}, though the provider answered`)
-    } else if (!journal.explains(request === undefined ? 'any' : [callerOf(request)], began, at)) {
+      if (own === null && why === null) wrong(`I1b: ${before} is tried again for ${reason}, though the provider answered`)
+    } else if (why !== null) {
+      excuse(why)
+    } else {
       wrong(`I1b: ${before} is tried again for ${reason}, though nothing was done to its worker`)
     }
   }
@@ -126,7 +133,10 @@ function judgeRequests ({ journal, lapseMs, said }: Case, { events, requests }: 
       const { to } = timesOf(earlier)
       const { from } = timesOf(later)
       // The end of a request that was given up is heard of a little later than the next one begins.
-      if (to > from + 50 && !journal.explains([callerOf(earlier), callerOf(later)], timesOf(earlier).from - lapseMs, from)) wrong(`I2: ${later.requestId} was made while ${earlier.requestId} was in flight, and nothing was done to its caller`)
+      if (to <= from + 50) continue
+      const why = journal.explains([callerOf(earlier)], timesOf(earlier).from - lockTtlMs, from)
+      if (why === null) wrong(`I2: ${later.requestId} was made while ${earlier.requestId} was in flight, and nothing was done to the caller of that`)
+      else excuse(why)
     }
   })
   const byTry = [...byId.values()].flatMap(([first]) => first ?? []).sort((a, b) => turnOf(a) - turnOf(b) || attemptOf(a) - attemptOf(b))
@@ -139,7 +149,7 @@ function judgeRequests ({ journal, lapseMs, said }: Case, { events, requests }: 
     const run = request.requestId?.split('.')[0]
     const end = events.find((event) => event.run_id === run && TERMINAL.has(event.type))
     const { from } = timesOf(request)
-    if (end !== undefined && from > Date.parse(end.time) + LATE_MS && !journal.explains([callerOf(request)], from - lapseMs, from)) wrong(`I12: LLM request ${request.requestId} was made ${Math.round(from - Date.parse(end.time))} ms after the end of its run`)
+    if (end !== undefined && from > Date.parse(end.time) + LATE_MS && journal.explains([callerOf(request)], from - lapseMs, from) === null) wrong(`I12: LLM request ${request.requestId} was made ${Math.round(from - Date.parse(end.time))} ms after the end of its run`)
   }
 }
 
@@ -147,8 +157,11 @@ const dialogue = ({ body }: RecordedRequest): { messages: unknown[] } => ({ mess
 const turnOf = ({ requestId }: RecordedRequest): number => Number(requestId?.split('.')[1])
 const attemptOf = ({ requestId }: RecordedRequest): number => Number(requestId?.split('.')[2])
 
-/** I16, I17: what the log says the model said is what it said, whole; what the ledger says a tool gave is what the tool was asked. */
-function judgeWords ({ said, attempts }: Case, { events, runs }: Evidence, wrong: Wrong): void {
+/**
+ * I16, I17, I25: what the log and readers have as the model's words is what it said, whole; what the ledger has as a tool's output that tool was asked for, and
+ * had given, as the last attempt that began.
+ */
+function judgeWords ({ session, said, attempts }: Case, { events, runs }: Evidence, wrong: Wrong): void {
   for (const event of events) {
     if (event.type !== 'turn.completed') continue
     const id = `${event.run_id}.${event.turn}.${event.attempt}`
@@ -161,10 +174,20 @@ function judgeWords ({ said, attempts }: Case, { events, runs }: Evidence, wrong
       if (JSON.stringify(calls) !== JSON.stringify(words.calls)) wrong(`I16: ${id} has other calls than the model made`)
     }
   }
+  for (const { data, event } of session.segments.flatMap(({ frames }) => frames)) {
+    if (event !== 'turn.delta') continue
+    const { run_id: run, turn, attempt, offset, text } = JSON.parse(data) as { run_id: string, turn: number, attempt: number, offset: number, text: string }
+    const words = said.get(`${run}.${turn}.${attempt}`)
+    if (words !== undefined && words.text.slice(offset, offset + text.length) !== text) wrong(`I25: a reader was shown a text of ${run}.${turn}.${attempt} that the model did not say there`)
+  }
   const executed = new Map(attempts.map(({ headers, args }) => [String(headers['interlock-call-id']), args]))
   for (const call of runs.flatMap((one) => one.calls)) {
     if (call.status !== 'completed' || call.name === 'ask') continue
     if (call.output !== executed.get(call.call_id)?.value) wrong(`I16: ${call.call_id} has an output that its tool did not give`)
+    const last = attempts.find(({ headers }) => headers['interlock-call-id'] === call.call_id && Number(headers['interlock-attempt']) === call.attempt)
+    const completed = events.find((event) => event.type === 'tool.completed' && event.call_id === call.call_id)
+    // By the clocks of two processes.
+    if (last === undefined || (last.ended_at ?? Infinity) > Date.parse(completed?.time ?? '') + 50) wrong(`I7: ${call.call_id} was completed by an attempt before its last, which had given nothing yet`)
   }
 }
 

@@ -92,7 +92,9 @@ for (const [what, stop] of [
     await world.tools.waitFor((attempts) => attempts.length >= 4)
     const stopped = stop(world, redis)
     await sleep(50)
+    const asked = performance.now()
     const answer = await api.client.request('POST', '/runs', { body: body(99), headers: { 'idempotency-key': 'meanwhile' } })
+    t.ok(performance.now() - asked < 2000, 'in a second, and one more for a busy machine')
     t.match(problemIn(answer), { status: 503, code: 'unavailable', retryable: true })
     await stopped
     // What was answered 503 has been done, or is done now: its key makes it one.

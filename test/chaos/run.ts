@@ -100,7 +100,7 @@ export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 
   const nemesis = createNemesis({ random: createRandom(seed, 'nemesis'), fleet, journal, server, direct, prefix: 'il', lockTtlMs: LOCK_TTL_MS, claimed })
   const figures: Figures = {
     seed, minutes, rounds: 0, conversations: 0, runs: {}, messages: 0, llm_calls: 0, wasted: {}, tool_executions: 0, tool_executions_again: 0, kills: 0, faults: nemesis.struck,
-    requests: 0, streams: 0, recovery: {}, rest_ms: 0, violations: 0
+    excused: { own: 0, all: 0 }, requests: 0, streams: 0, recovery: {}, rest_ms: 0, violations: 0
   }
   const recovery = new Map<string, number[]>()
 
@@ -178,13 +178,18 @@ export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 
     for (const fault of model.violations.splice(0)) found.push(`I3: ${fault.conversation} request ${fault.n}: ${fault.rule} ${fault.at} ${fault.message}`)
     for (const session of sessions) {
       let evidence: Evidence | null = null
-      if (session.conversation !== null) evidence = await gather(client, session.conversation, { streams: [], requests, attempts })
-      if (evidence === null && session.conversation !== null && !session.deleted) session.wrong.push(`I14: ${session.conversation} is gone`)
+      if (session.conversation !== null) {
+        evidence = await gather(client, session.conversation, { streams: [], requests, attempts }).catch((error: Error) => {
+          session.wrong.push(`I14: ${session.conversation} cannot be read: ${error.message}`)
+          return null
+        })
+      }
+      if (evidence === null && session.conversation !== null && !session.deleted && session.wrong.length === 0) session.wrong.push(`I14: ${session.conversation} is gone`)
       if (evidence !== null && session.deleted && session.sent.some(({ what, outcome }) => what === 'delete' && outcome === 'accepted')) session.wrong.push(`I21: ${session.conversation} was deleted and is there`)
       const own = requests.filter(({ conversation }) => conversation === session.marker)
       const runs = new Set(session.runs.map(({ id }) => id))
       const executed = attempts.filter(({ headers }) => runs.has(String(headers['interlock-run-id'])))
-      const wrong = judgeCase({ session, evidence, requests: own, attempts: executed, said, journal, lapseMs: T_MS + 4000 })
+      const wrong = judgeCase({ session, evidence, requests: own, attempts: executed, said, journal, lapseMs: T_MS + 4000, lockTtlMs: LOCK_TTL_MS, excuse: (reason) => { figures.excused[reason]++ } })
       found.push(...wrong.map((what) => `${session.marker} ${session.conversation}: ${what}`))
       if (wrong.length > 0) keep(session, evidence, wrong)
       count(session, evidence, executed)

@@ -10,6 +10,7 @@
  * thread (--single-threaded): on one core those that collect garbage and compile beside it only cost the changes between them, a tenth of the time.
  */
 import { parseArgs } from 'node:util'
+import { numberOf } from '../support/number.js'
 import { describeFault } from './faults.js'
 import { judge } from './judge.js'
 import { simulate } from './world.js'
@@ -21,10 +22,10 @@ const { values } = parseArgs({
 })
 
 if (values.seed !== undefined) {
-  const without = new Set(values.without.split(',').filter((one) => one !== '').map(Number))
-  await replay(Number(values.seed), without)
+  const without = new Set(values.without.split(',').filter((one) => one !== '').map((one) => numberOf('without', one)))
+  await replay(numberOf('seed', values.seed), without)
 } else {
-  await search(Number(values.from), Number(values.seeds))
+  await search(numberOf('from', values.from), numberOf('seeds', values.seeds, 1))
 }
 
 /** Lets many seeds happen. The first that fails is shrunk and told, unless all are to be tried. */

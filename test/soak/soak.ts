@@ -6,6 +6,7 @@
  *   --workers 2   processes     --minutes 15  ends early after so many minutes, and judges what was done by then
  */
 import { parseArgs } from 'node:util'
+import { numberOf } from '../support/number.js'
 import { soak, type Look } from '../support/soak.js'
 import { growth } from './growth.js'
 
@@ -28,11 +29,12 @@ function tell ({ runs, seconds, processes, redis }: Look): void {
     + `${conversations.length} conversations, ${locks.length} locks, ${due.length} due, ${clients} clients   queue: ${jobs}`)
 }
 
+const runs = numberOf('runs', values.runs, 1)
 let failed = false
 try {
   const { looks, end, model, left } = await soak(owner, {
-    runs: Number(values.runs), every: Number(values.every), lanes: Number(values.lanes), workers: Number(values.workers),
-    boundMs: Number(values.minutes) * 60_000
+    runs, every: numberOf('every', values.every, 1), lanes: numberOf('lanes', values.lanes, 1), workers: numberOf('workers', values.workers, 1),
+    boundMs: numberOf('minutes', values.minutes, 0.01) * 60_000
   }, tell)
   tell(end)
 
@@ -45,8 +47,11 @@ try {
   }
   for (const what of left) console.log(`✗ ${what}`)
   failed ||= left.length > 0
-  if (end.runs < Number(values.runs)) console.log(`stopped after ${values.minutes} minutes, before all ${values.runs} runs were done`)
   console.log(failed ? '\nSomething grows or is left.' : '\nMemory is flat, and nothing is left.')
+  if (end.runs < runs) {
+    failed = true
+    console.log(`Only ${end.runs} of ${runs} runs were done in ${values.minutes} minutes: give it more (--minutes).`)
+  }
 } finally {
   for (const task of teardowns.reverse()) await task()
 }
