@@ -1,14 +1,14 @@
 import type { Executor } from '../core/command.js'
 import type { Event } from '../core/event.js'
 import { CALLS_PER_JOB, dueAt, isOverdue, wanted } from '../core/schedule.js'
-import { claimsOf, type Claim } from '../core/state.js'
+import { claimsOf, type Claim, type State } from '../core/state.js'
 import type { Presence, WorkerNote } from '../store/store.js'
 import { readArguments } from './arguments.js'
-import { createExecute, type Executed, type Performer } from './execute.js'
+import { createExecute, type Executed, type Performer, type Result } from './execute.js'
 import { pause } from './patience.js'
 import { createClaimedWork, type WorkDeps } from './work.js'
 
-export interface EngineDeps extends Omit<WorkDeps, 'signStands'> {
+export interface EngineDeps extends Omit<WorkDeps, 'signStands' | 'ended'> {
   presence: Presence
   observe?: (events: Event[]) => void
 }
@@ -17,7 +17,10 @@ export interface EngineDeps extends Omit<WorkDeps, 'signStands'> {
 export interface Engine extends Executed {
   /** Takes the part of a worker: shows signs of life, takes notes, and from now on work. May be tried again when it rejects. */
   start: () => Promise<void>
-  /** Performs what is due for a conversation. Resolves when this worker has nothing more to do for it, at once when nothing was due. */
+  /**
+   * Performs what is due for a conversation, as soon as there is room for it. Resolves when a turn it has begun is over, for calls as soon as they have begun,
+   * and at once when nothing was due: who holds a place here is asking the LLM, or next in line.
+   */
   advance: (conversation: string) => Promise<void>
   /** Looks at every conversation whose due time has passed. Returns how many there were. */
   sweep: () => Promise<number>
@@ -57,6 +60,17 @@ export function createEngine (deps: EngineDeps): Engine {
    */
   let signsCountFrom = 0
   const returnMs = Math.max(settings.leaseMs / 3, RETURN_MS)
+  /** Places that are taken for turns about to be claimed. */
+  let reserved = 0
+  /** Those who have come for a turn and wait for a place. */
+  let waiting = 0
+  /** Everyone who waits for room. */
+  const queue = new Set<() => void>()
+  const wakeUp = () => {
+    const woken = [...queue]
+    queue.clear()
+    for (const wake of woken) wake()
+  }
   /** Commits under way that may claim work. */
   const arriving = new Set<Promise<unknown>>()
   let unlisten = () => { /* not listening yet */ }
@@ -71,8 +85,8 @@ export function createEngine (deps: EngineDeps): Engine {
       const spread = claim !== 'local'
       const { running } = work
       return {
-        // A worker that is full goes on with another conversation's turn first: the queue is first come, first served (N4).
-        turn: claim === 'spread' || running.turns < settings.turns,
+        // A place is taken before a job comes. Whatever else comes by lets those go first who wait for one: first come, first served (N4).
+        turn: claim === 'spread' || running.turns + reserved + waiting < settings.turns,
         calls: Math.min(spread ? CALLS_PER_JOB : settings.localCalls - work.callsOf(conversation) - taken, settings.calls - running.calls - taken),
         spread
       }
@@ -96,7 +110,7 @@ export function createEngine (deps: EngineDeps): Engine {
   }
   const executed = createExecute(deps, performer)
   const { execute } = executed
-  const work = createClaimedWork({ ...deps, signStands }, executed)
+  const work = createClaimedWork({ ...deps, signStands, ended: wakeUp }, executed)
 
   /** Whatever a command claims is not known here before it is stored, and a worker that stops waits for that. */
   const claiming: Executed['execute'] = async (conversation, command, options) => {
@@ -111,6 +125,31 @@ export function createEngine (deps: EngineDeps): Engine {
 
   /** Comes for work. */
   const come = (conversation: string, at: number, claim: 'spread' | 'sweep') => claiming(conversation, { type: 'Advance', at }, { claim })
+
+  /** Comes with a job: for a turn, where there is a place for one, and for calls. */
+  async function comeForJob (conversation: string, at: number): Promise<Result> {
+    if (work.running.turns + reserved >= settings.turns) return await come(conversation, at, 'sweep')
+    reserved++
+    try {
+      return await come(conversation, at, 'spread')
+    } finally {
+      reserved--
+      wakeUp()
+    }
+  }
+
+  /** Whether there is room here for what a conversation wants next. */
+  function isRoomy ({ run }: State): boolean {
+    return run?.phase.type === 'turn' ? work.running.turns + reserved < settings.turns : work.running.calls < settings.calls
+  }
+
+  /** Resolves when there is room for what a conversation wants, in the order in which it was asked for; or the worker stops. */
+  async function roomFor (state: State): Promise<void> {
+    const isTurn = state.run?.phase.type === 'turn'
+    if (isTurn) waiting++
+    while (open && !isRoomy(state)) await new Promise<void>((resolve) => { queue.add(resolve) })
+    if (isTurn) waiting--
+  }
 
   /** A note from another process, or from ourselves. */
   function take (note: WorkerNote): void {
@@ -232,17 +271,20 @@ export function createEngine (deps: EngineDeps): Engine {
     },
 
     async advance (conversation) {
-      const at = clock.now()
-      const { effects, row } = await come(conversation, at, 'spread')
-      // A job that did nothing must not outlive this: its id is asked for again when there is something to do.
-      if (effects.length === 0) {
-        const phase = row?.state.run?.phase
-        const early = phase?.type === 'turn' && phase.worker === null ? phase.ready_at - at : 0
-        // The clock of whoever made the turn due may be a little ahead of ours.
-        if (early > 0 && early <= settings.sweepMs) work.wakeAfter(conversation, early)
-        return
+      for (;;) {
+        const at = clock.now()
+        const { effects, row } = await comeForJob(conversation, at)
+        if (effects.length > 0) return await work.turnsOver(conversation)
+        // A job that did nothing must not outlive this: its id is asked for again when there is something to do.
+        if (!open || row === null || isRoomy(row.state) || wanted(row.state, at, settings.leaseMs).length === 0) {
+          const phase = row?.state.run?.phase
+          const early = phase?.type === 'turn' && phase.worker === null ? phase.ready_at - at : 0
+          // The clock of whoever made the turn due may be a little ahead of ours.
+          if (early > 0 && early <= settings.sweepMs) work.wakeAfter(conversation, early)
+          return
+        }
+        await roomFor(row.state)
       }
-      await work.settled(conversation)
     },
 
     async sweep () {
@@ -264,6 +306,7 @@ export function createEngine (deps: EngineDeps): Engine {
 
     async stop (graceMs) {
       open = false
+      wakeUp()
       let timer: () => void = () => { /* not set yet */ }
       const grace = new Promise<void>((resolve) => { timer = clock.after(graceMs, resolve) })
       const idle = async () => {

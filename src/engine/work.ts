@@ -38,6 +38,8 @@ export interface WorkDeps {
    * again, `recheck` has begun.
    */
   signStands: (signal: AbortSignal) => Promise<void>
+  /** Something takes up no room here any more. */
+  ended: () => void
 }
 
 /** The turns and calls this worker has claimed: performs them, one step each, and commits what comes of them. */
@@ -65,6 +67,8 @@ export interface ClaimedWork {
    * row before the work begins, so a row that is read later decides.
    */
   recheck: () => void
+  /** Resolves when the turns are over that a conversation has here now. */
+  turnsOver: (conversation: string) => Promise<void>
   /** The conversations that have work here. */
   conversations: () => string[]
   /** Resolves when nothing that a conversation has here is left, be it begun meanwhile. */
@@ -153,8 +157,10 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
   function begin (conversation: string, kind: 'turns' | 'calls', work: Work, perform: (finished: () => void) => Promise<void>, forget: () => void): void {
     running[kind]++
     const finished = () => {
-      if (!work.over) running[kind]--
+      if (work.over) return
       work.over = true
+      running[kind]--
+      deps.ended()
     }
     work.done = track(conversation, async () => {
       try {
@@ -353,6 +359,9 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     },
     recheck () {
       for (const [conversation, desk] of desks) look(conversation, desk)
+    },
+    async turnsOver (conversation) {
+      await Promise.all([...desks.get(conversation)?.turns.values() ?? []].map((work) => work.done))
     },
     conversations: () => [...desks.keys()],
     async settled (conversation) {

@@ -1,6 +1,6 @@
 import { Redis } from 'ioredis'
 import { createClient, problemIn } from '../support/client.js'
-import { call, delayed, latch, say } from '../support/model-reply.js'
+import { call, delayed, latch, say, status } from '../support/model-reply.js'
 import { many } from '../support/tool-calls.js'
 import { maxOverlap } from '../support/tool-server.js'
 import { story } from '../support/world.js'
@@ -136,4 +136,37 @@ story('N6: a hundred and twenty calls at once', async (t, { model, tools, servic
   const ends = await Promise.all(range(10).map((i) => client.finish({ input: `conv:${i}`, tools: [tool('barrier')] })))
   for (const { run } of ends) t.match(run, { status: 'completed', usage: { tool_calls: 12 } })
   t.equal(tools.count(), 120)
+})
+
+story('FAULTS I22, I23: with one place for LLM calls, conversations take turns, and one that goes wrong keeps nobody waiting', async (t, { model, service, tool }) => {
+  const { client } = await service({ env: { INTERLOCK_TURN_CONCURRENCY: '1' } })
+  const [conversations, turns] = [6, 5]
+  const gate = latch()
+  // One whose calls hang and one whose provider fails, again and again, besides those that just want their turns.
+  model.script('conv:hangs', [call({ id: 'h', name: 'hang', arguments: {} })])
+  model.script('conv:fails', () => status(500))
+  for (const i of range(conversations)) {
+    model.script(`conv:${i}`, ({ n }) => n < turns ? call({ id: `c${n}`, name: 'echo', arguments: { value: n } }) : say('done'))
+  }
+  model.script('conv:first', [delayed(say('done'), gate)])
+  const first = await client.start({ input: 'conv:first' })
+  const hangs = await client.start({ input: 'conv:hangs', tools: [tool('hang', { timeout_ms: 600_000 })] })
+  const fails = await client.start({ input: 'conv:fails' })
+  await model.waitForRequest(({ conversation }) => conversation === 'conv:first')
+  const runs = []
+  for (const i of range(conversations)) runs.push(await client.start({ input: `conv:${i}`, tools: [tool('echo')] }))
+  gate.open()
+  for (const run of [first, ...runs]) t.equal((await client.ended(run)).output, 'done')
+  t.not((await client.run(hangs.id)).status, 'completed')
+  const asked = model.requests().map(({ conversation }) => conversation)
+  for (const i of range(conversations)) {
+    const own = asked.flatMap((one, at) => one === `conv:${i}` ? [at] : [])
+    t.equal(own.length, turns)
+    own.slice(1).forEach((at, k) => {
+      const between = at - (own[k] ?? 0) - 1
+      t.ok(between <= conversations + 4, `turn ${k + 2} of conv:${i} came behind ${between} of others`)
+    })
+    t.ok((own[0] ?? 0) <= conversations + 6, `the first turn of conv:${i} came as number ${own[0]}`)
+  }
+  for (const { id } of [hangs, fails]) await client.cancel(id, '?wait=1')
 })
