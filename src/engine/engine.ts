@@ -62,8 +62,6 @@ export function createEngine (deps: EngineDeps): Engine {
   const returnMs = Math.max(settings.leaseMs / 3, RETURN_MS)
   /** Places that are taken for turns about to be claimed. */
   let reserved = 0
-  /** Those who have come for a turn and wait for a place. */
-  let waiting = 0
   /** Everyone who waits for room. */
   const queue = new Set<() => void>()
   const wakeUp = () => {
@@ -85,8 +83,8 @@ export function createEngine (deps: EngineDeps): Engine {
       const spread = claim !== 'local'
       const { running } = work
       return {
-        // A place is taken before a job comes. Whatever else comes by lets those go first who wait for one: first come, first served (N4).
-        turn: claim === 'spread' || running.turns + reserved + waiting < settings.turns,
+        // A job has taken its place before it came, as soon as one was free: first come, first served (N4).
+        turn: claim === 'spread' || running.turns + reserved < settings.turns,
         calls: Math.min(spread ? CALLS_PER_JOB : settings.localCalls - work.callsOf(conversation) - taken, settings.calls - running.calls - taken),
         spread
       }
@@ -145,10 +143,7 @@ export function createEngine (deps: EngineDeps): Engine {
 
   /** Resolves when there is room for what a conversation wants, in the order in which it was asked for; or the worker stops. */
   async function roomFor (state: State): Promise<void> {
-    const isTurn = state.run?.phase.type === 'turn'
-    if (isTurn) waiting++
     while (open && !isRoomy(state)) await new Promise<void>((resolve) => { queue.add(resolve) })
-    if (isTurn) waiting--
   }
 
   /** A note from another process, or from ourselves. */

@@ -28,7 +28,6 @@ export const GUARDS: Bug[] = [
   { bug: 'a commit whose answer was lost is acted upon unseen', file: 'src/engine/execute.ts', edits: [['(sent > 1 || actor.doubted)', '(actor.doubted)']], by: 'test/engine/claims.test.ts' },
   { bug: 'what others say while a commit is under way is forgotten', file: 'src/engine/execute.ts', edits: [['(sent > 1 || actor.doubted)', '(sent > 1)']], by: 'test/engine/claims.test.ts' },
   { bug: 'calls take the place of turns', file: 'src/engine/engine.ts', edits: [['return await work.turnsOver(conversation)', 'return await work.settled(conversation)']], by: 'test/e2e/load.test.ts' },
-  { bug: 'a conversation that has the LLM keeps it from those in line', file: 'src/engine/engine.ts', edits: [['work.running.turns + reserved + waiting < settings.turns', 'work.running.turns + reserved < settings.turns']], by: 'test/e2e/load.test.ts' },
   // Hints
   { bug: 'the sweep is off', file: 'src/engine/engine.ts', edits: [['due.map((conversation) =>', 'due.slice(due.length).map((conversation) =>']], by: 'simulation' },
   { bug: 'enqueue before commit', file: 'src/engine/execute.ts', edits: [
