@@ -59,6 +59,9 @@ const SAFETY_MS = 14_000
 /** At rest, or stuck: beyond this nobody waits for a round. */
 const HOPELESS_MS = 90_000
 
+/** A patient client asks again as long as it is told to: what is broken must not be asked for ever. */
+const answered = <T>(asking: Promise<T>): Promise<T> => within(asking, () => 'no answer', HOPELESS_MS / 3)
+
 /** Runs the service under a workload and a nemesis, in rounds, and judges every conversation. */
 export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 2, workers = 3, conversations = 10, brief = false, say = () => {} }: ChaosOptions): Promise<Chaos> {
   const violations: string[] = []
@@ -136,8 +139,12 @@ export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 
     await atRest(streets, healed)
     figures.rest_ms = Math.max(figures.rest_ms, now() - healed)
     gone.abort()
-    await streets
-    await judgeRound(number)
+    try {
+      await answered(streets)
+      await judgeRound(number)
+    } catch (error) {
+      violations.push(`I14: what round ${number} left cannot be read: ${String((error as Error).stack)}`)
+    }
     const killed = nemesis.kills() - before.kills
     say(`round ${number}: ${sessions.length} conversations, ${sessions.reduce((sum, { runs }) => sum + runs.length, 0)} runs, ${killed} kills, ` +
       `at rest ${((now() - healed) / 1000).toFixed(1)} s after healing, ${violations.length - before.violations} violations`)
@@ -178,13 +185,8 @@ export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 
     for (const fault of model.violations.splice(0)) found.push(`I3: ${fault.conversation} request ${fault.n}: ${fault.rule} ${fault.at} ${fault.message}`)
     for (const session of sessions) {
       let evidence: Evidence | null = null
-      if (session.conversation !== null) {
-        evidence = await gather(client, session.conversation, { streams: [], requests, attempts }).catch((error: Error) => {
-          session.wrong.push(`I14: ${session.conversation} cannot be read: ${error.message}`)
-          return null
-        })
-      }
-      if (evidence === null && session.conversation !== null && !session.deleted && session.wrong.length === 0) session.wrong.push(`I14: ${session.conversation} is gone`)
+      if (session.conversation !== null) evidence = await answered(gather(client, session.conversation, { streams: [], requests, attempts }))
+      if (evidence === null && session.conversation !== null && !session.deleted) session.wrong.push(`I14: ${session.conversation} is gone`)
       if (evidence !== null && session.deleted && session.sent.some(({ what, outcome }) => what === 'delete' && outcome === 'accepted')) session.wrong.push(`I21: ${session.conversation} was deleted and is there`)
       const own = requests.filter(({ conversation }) => conversation === session.marker)
       const runs = new Set(session.runs.map(({ id }) => id))
@@ -233,7 +235,7 @@ export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 
     const known = new Set(sessions.flatMap(({ conversation }) => conversation ?? []))
     const unsure = sessions.some(({ conversation }) => conversation === null)
     for (let cursor = ''; ;) {
-      const { data, next_cursor: next } = await client.get<{ data: Run[], next_cursor: string | null }>(`/runs?limit=100${cursor}`)
+      const { data, next_cursor: next } = await answered(client.get<{ data: Run[], next_cursor: string | null }>(`/runs?limit=100${cursor}`))
       for (const run of data) if (!known.has(run.conversation_id) && !unsure) found.push(`I5: ${run.id} is there, and nobody has made it`)
       if (next === null) return
       cursor = `&cursor=${encodeURIComponent(next)}`
@@ -264,7 +266,7 @@ export async function chaos (t: Pick<Test, 'teardown'>, { seed, minutes, apis = 
     })
     for (const { conversation, deleted } of sessions) {
       if (conversation === null) continue
-      const { status, text } = await client.request('DELETE', `/conversations/${conversation}`)
+      const { status, text } = await answered(client.request('DELETE', `/conversations/${conversation}`))
       if (status !== 204 && status !== 404) found.push(`I21: DELETE of ${conversation} was answered ${status} ${text}`)
       if (status === 404 && !deleted) found.push(`I14: ${conversation} is gone`)
     }
