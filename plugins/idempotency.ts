@@ -43,9 +43,10 @@ export default fp(async (app) => {
     try {
       answer = await work(this.caller)
     } catch (error) {
-      // A refusal changed nothing, so the key is free again. After a 5xx nobody knows what was done: the reservation stays and lapses,
-      // and the repeat goes on with the same operation.
-      if (error instanceof ProblemError && error.status < 500) await settle(this, () => idempotency.abandon(tenant, key, begun.reservation))
+      // A refusal changed nothing, so the key is free again, unless this one has taken the place of one that may still be at work. After a 5xx nobody knows
+      // what was done: the reservation stays and lapses, and the repeat goes on with the same operation.
+      const isRefusal = error instanceof ProblemError && error.status < 500
+      if (isRefusal && this.caller.repeated !== true) await settle(this, () => idempotency.abandon(tenant, key, begun.reservation))
       throw error
     }
     await settle(this, () => idempotency.finish(tenant, key, begun.reservation, answer))

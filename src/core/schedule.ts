@@ -163,7 +163,8 @@ export function isOverdue (state: State, now: number, leaseMs: number): boolean 
   const phase = state.run?.phase
   if (phase === undefined) return false
   if (phase.type === 'turn') return phase.worker === null && now - phase.ready_at >= leaseMs
-  return phase.calls.some((call) => call.status === 'running' && call.worker === null && now - call.since >= leaseMs)
+  return phase.calls.some((call) => call.status === 'running' && call.worker === null && now - call.since >= leaseMs) ||
+    placeable(state.run as ActiveRun, phase, now).some((call) => now - Math.max(call.since, call.ready_at) >= leaseMs)
 }
 
 /** Empty for a job that may simply still wait in the queue; then one suffix per doubling of the lease, so that a long queue is not flooded. */

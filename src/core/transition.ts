@@ -98,12 +98,17 @@ function createConversation (draft: Draft, command: CreateConversation): null {
   return null
 }
 
+/** Runs of a conversation that wait, or are scheduled: they stand in the row, which every commit writes. */
+export const MAX_QUEUED_RUNS = 250
+
 function startRun (draft: Draft, command: StartRun): Refusal | null {
   const { state } = draft
   if (state.tenant !== command.tenant) return 'not_found'
   if (state.seen.includes(command.run_id)) return 'duplicate'
   const busy = state.run !== null || state.queue.some((run) => run.due_at === null || run.due_at <= command.at)
   if (busy && command.on_active_run === 'reject') return 'run_active'
+  const isFirst = command.on_active_run === 'interrupt' || command.on_active_run === 'rollback'
+  if (!isFirst && state.queue.length >= MAX_QUEUED_RUNS) return 'queue_full'
   remember(state, command.run_id)
   const run: QueuedRun = {
     id: command.run_id,
@@ -122,7 +127,7 @@ function startRun (draft: Draft, command: StartRun): Refusal | null {
   for (const message of command.messages) put(draft, docNames.input(message.id), JSON.stringify(message.content))
   if (state.run !== null && command.on_active_run === 'interrupt') endRun(draft, state.run, 'cancelled', [run.cause], { reason: `interrupted_by ${run.id}` })
   if (state.run !== null && command.on_active_run === 'rollback') rollBack(draft, state.run, run.cause)
-  if (command.on_active_run === 'interrupt' || command.on_active_run === 'rollback') state.queue.unshift(run)
+  if (isFirst) state.queue.unshift(run)
   else state.queue.push(run)
   draft.created.push(run.id)
   return null

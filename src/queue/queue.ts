@@ -14,6 +14,16 @@ export const UNASKED = { skipVersionCheck: true }
 /** BullMQ refuses `:` in names. */
 export const QUEUE = 'advance'
 
+/** Milliseconds after which the queue counts as away: over a connection that has never been ready BullMQ waits for ever. */
+const AWAY_MS = 1000
+
+async function promptly<T> (answer: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => { timer = setTimeout(() => reject(new Error('the queue does not answer')), AWAY_MS) })
+  return await Promise.race([answer, late]).finally(() => clearTimeout(timer))
+}
+
+/** Every promise rejects after a second at the latest. */
 export interface HintQueue extends Hints {
   /** Jobs waiting and being worked on. */
   counts: () => Promise<Record<string, number>>
@@ -44,12 +54,11 @@ export function createHintQueue (connect: () => Line, prefix: string, log: Log):
       const one = (id: string) => ({ name: 'advance', data, opts: { jobId: id, removeOnComplete: true, removeOnFail: true } })
       const [first] = jobs
       if (first === undefined) return
-      if (jobs.length === 1) await queue.add('advance', data, one(first.id).opts)
-      else await queue.addBulk(jobs.map((job) => one(job.id)))
+      await promptly<unknown>(jobs.length === 1 ? queue.add('advance', data, one(first.id).opts) : queue.addBulk(jobs.map((job) => one(job.id))))
     },
-    counts: async () => await queue.getJobCounts('waiting', 'active'),
+    counts: async () => await promptly(queue.getJobCounts('waiting', 'active')),
     async head () {
-      const [paused, [oldest]] = await Promise.all([queue.isPaused(), queue.getRanges(['waiting'], 0, 0, true)])
+      const [paused, [oldest]] = await promptly(Promise.all([queue.isPaused(), queue.getRanges(['waiting'], 0, 0, true)]))
       return paused ? null : oldest ?? null
     },
     renew () {

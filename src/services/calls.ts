@@ -4,7 +4,8 @@ import type { CallError, CallStatus } from '../core/run.js'
 import type { CallState, RunEnd } from '../core/state.js'
 import { noCursor, notFound } from '../errors.js'
 import type { Call } from '../schemas/run.js'
-import type { Row, Store } from '../store/store.js'
+import type { Reads, Row } from '../store/store.js'
+import type { Context } from './context.js'
 import type { Page } from './services.js'
 
 /** What stands beside the row of a turn's batch, and of a settled call. */
@@ -25,7 +26,7 @@ interface DoneDoc {
 
 /** Every call of a run, turn by turn, in request order. */
 export async function listCalls (
-  store: Store, conversation: string, runId: string, { cursor, limit }: { cursor?: string, limit: number }
+  { store, reads }: Pick<Context, 'store' | 'reads'>, conversation: string, runId: string, { cursor, limit }: { cursor?: string, limit: number }
 ): Promise<Page<Call>> {
   const [row, [end]] = await Promise.all([store.load(conversation), store.docs(conversation, [docNames.end(runId)])])
   if (row === null) throw notFound('run')
@@ -35,20 +36,20 @@ export async function listCalls (
   const from = cursor === undefined ? 0 : ids.indexOf(cursor) + 1
   if (cursor !== undefined && from === 0) throw noCursor()
   const page = ids.slice(from, from + limit)
-  const data = await readCalls(store, conversation, row, page)
+  const data = await readCalls(reads, conversation, row, page)
   return { data, next_cursor: from + limit < ids.length ? page.at(-1) ?? null : null }
 }
 
 /** One call of a run, as it is now. Throws `not_found`. */
-export async function readCall (store: Store, conversation: string, runId: string, callId: string): Promise<Call> {
+export async function readCall ({ store, reads }: Pick<Context, 'store' | 'reads'>, conversation: string, runId: string, callId: string): Promise<Call> {
   const row = await store.load(conversation)
-  const [call] = row === null ? [] : await readCalls(store, conversation, row, [callId])
+  const [call] = row === null ? [] : await readCalls(reads, conversation, row, [callId])
   if (call?.run_id !== runId) throw notFound('call')
   return call
 }
 
-async function readCalls (store: Store, conversation: string, row: Row, ids: string[]): Promise<Call[]> {
-  const texts = await store.docs(conversation, ids.flatMap((id) => [docNames.call(id), docNames.done(id)]))
+async function readCalls (reads: Pick<Reads, 'docs'>, conversation: string, row: Row, ids: string[]): Promise<Call[]> {
+  const texts = await reads.docs(conversation, ids.flatMap((id) => [docNames.call(id), docNames.done(id)]))
   const run = row.state.run
   return ids.flatMap((id, i): Call[] => {
     const asked = texts[2 * i]

@@ -10,7 +10,7 @@ import type { Services } from './services.js'
 
 /** Conversations: created, read, looked after, removed. */
 export function createConversationService (context: Context): Services['conversations'] {
-  const { store, executed, clock, ids } = context
+  const { store, reads, executed, clock, ids } = context
   return {
     create: (caller, body) => answering(async () => {
       const id = body.id ?? `conv_${caller.operation}`
@@ -44,7 +44,7 @@ export function createConversationService (context: Context): Services['conversa
       const { state } = await rowOf(context, caller, id)
       const from = cursor === undefined ? 0 : Number(cursor)
       if (!Number.isSafeInteger(from) || from < 0) throw noCursor()
-      const data = (await store.ledger(id, from, limit)).map((json) => JSON.parse(json) as Message)
+      const data = (await reads.ledger(id, from, limit)).map((json) => JSON.parse(json) as Message)
       const next = from + data.length
       return { data, next_cursor: next < state.messages ? String(next) : null }
     }),

@@ -32,9 +32,10 @@ export function createIdempotencyService (redis: Redis | Cluster, keys: Keys, cl
       const entry: Entry = { fingerprint, operation, at: clock.now(), answer: null }
       // A reply that was lost is asked for again: finding our own operation there means that it was us.
       const reservation = JSON.stringify(entry)
-      const taken = await redis.set(name, reservation, 'PX', KEPT_MS, 'NX')
-      const found = taken === 'OK' ? entry : await read(name)
-      if (found === null || found.operation === operation) return { status: 'fresh', operation, reservation }
+      let found: Entry | null = null
+      // Given up between our two looks, the key is free: nobody goes on without holding it.
+      while (found === null) found = await redis.set(name, reservation, 'PX', KEPT_MS, 'NX') === 'OK' ? entry : await read(name)
+      if (found.operation === operation) return { status: 'fresh', operation, reservation }
       if (found.fingerprint !== fingerprint) return { status: 'mismatch' }
       if (found.answer !== null) return { status: 'replay', ...found.answer }
       if (clock.now() - found.at < TAKEOVER_MS) return { status: 'busy' }

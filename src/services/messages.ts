@@ -74,11 +74,12 @@ export function createMessageService (context: Context): Services['messages'] {
 
     edit: (caller, runId, messageId, content) => answering(async () => {
       const conversation = await conversationOf(context, caller, runId)
-      const { refusal, row } = await executed.execute(conversation, { type: 'EditMessage', at: clock.now(), run_id: runId, message_id: messageId, content })
+      const { refusal, row, events: [told] } = await executed.execute(conversation, { type: 'EditMessage', at: clock.now(), run_id: runId, message_id: messageId, content })
       if (refusal !== null || row === null) throw await gone(caller, conversation, runId, messageId)
       const edited = (await waitingOf(conversation, row.state, runId)).find((message) => message.message_id === messageId)
-      if (edited === undefined) throw await gone(caller, conversation, runId, messageId)
-      return { ...edited, content }
+      if (edited !== undefined) return { ...edited, content }
+      // What was stored together with it has delivered it: as it says now.
+      return { message_id: messageId, mode: told?.mode as PostedMessage['mode'], content, due_at: (told?.due_at ?? null) as string | null, position: 1 }
     }),
 
     withdraw: (caller, runId, messageId) => answering(async () => {

@@ -9,15 +9,15 @@ import { readReceipt } from './messages.js'
 import type { Services } from './services.js'
 
 /** Results that came too late: to see, to discard, or to hand to the model after all. */
-export function createOrphanService (context: Pick<Context, 'store' | 'executed' | 'clock'>): Services['orphans'] {
-  const { store, executed, clock } = context
+export function createOrphanService (context: Pick<Context, 'store' | 'reads' | 'executed' | 'clock'>): Services['orphans'] {
+  const { store, reads, executed, clock } = context
 
   const keptOf = (state: State, runId: string): Kept[] => {
     return state.orphans.filter((one) => one.run_id === runId && one.at + ORPHAN_TTL_MS > clock.now())
   }
 
   async function read (conversation: string, kept: Kept[]): Promise<Orphan[]> {
-    const texts = await store.docs(conversation, kept.map((one) => docNames.orphan(one.call_id)))
+    const texts = await reads.docs(conversation, kept.map((one) => docNames.orphan(one.call_id)))
     return texts.flatMap((json, i) => json == null ? [] : [{ ...JSON.parse(json) as Omit<Orphan, 'expires_at'>, expires_at: iso((kept[i] as Kept).at + ORPHAN_TTL_MS) }])
   }
 

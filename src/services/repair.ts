@@ -20,13 +20,13 @@ const LOOKS = 4
 
 /** What an operator can learn of a conversation, and do to it. */
 export function createRepairService (context: Context): Services['conversations']['repair'] {
-  const { store, executed, clock, presence, upkeep, hints, settings } = context
+  const { store, reads, executed, clock, presence, upkeep, hints, settings } = context
 
   /** Row and ledger as they were at one moment, and what they disagree in. Null: others kept committing, which a conversation that stands still does not. */
   async function inspect (caller: Caller, id: string): Promise<{ row: Row, found: Command['found'] } | null> {
     for (let looks = 0; looks < LOOKS; looks++) {
       const row = await rowOf(context, caller, id)
-      const ledger = (await store.ledger(id, 0)).map((json) => JSON.parse(json) as Message)
+      const ledger = (await reads.ledger(id, 0)).map((json) => JSON.parse(json) as Message)
       const again = await rowOf(context, caller, id)
       if (again.born !== row.born || again.version !== row.version) continue
       const wrong = [...checkState(row.state), ...checkLedger(row.state, ledger)]

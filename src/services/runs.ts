@@ -1,7 +1,8 @@
 import { docNames } from '../core/draft.js'
 import { TERMINAL } from '../core/event.js'
 import type { RunEnd } from '../core/state.js'
-import { notFound, runActive, validationFailed } from '../errors.js'
+import { MAX_QUEUED_RUNS } from '../core/transition.js'
+import { notFound, queueFull, runActive, validationFailed } from '../errors.js'
 import type { Run } from '../schemas/run.js'
 import { partitionSuffix } from '../store/keys.js'
 import { storedEvent } from '../store/plan.js'
@@ -70,6 +71,7 @@ export function createRunService (context: Context): Services['runs'] {
         new_conversation: body.conversation_id === undefined,
         ...request
       }, { claim: 'local' })
+      if (refusal === 'queue_full') throw queueFull(MAX_QUEUED_RUNS)
       if (refusal === 'run_active') throw runActive(activeRuns(row?.state))
       if (row === null || refusal === 'not_found') throw notFound('conversation')
       if (refusal === 'duplicate') return { run: await requireRun(store, conversation, runId), events: [] }
@@ -110,14 +112,13 @@ export function createRunService (context: Context): Services['runs'] {
       const awaited = new Set<string>()
       const isOver = () => awaited.size === 0 ? true : null
       const ask = () => Promise.all([...awaited].map((worker) => feed.tell(worker, { type: 'report', conversation, run_id: runId })))
-      if (!wait) await stop()
-      else await listening(conversation, STOP_WAIT_MS, (signal) => {
+      await stop()
+      if (wait) await listening(conversation, STOP_WAIT_MS, (signal) => {
         // What was said meanwhile is lost.
         if (signal.kind === 'gap') void ask().catch(() => { /* the next one, or the time, ends it */ })
         if (signal.kind !== 'stopped' || signal.run_id !== runId || !awaited.delete(signal.worker)) return null
         return isOver()
       }, async () => {
-        await stop()
         // Whoever has ended the run, and however often this is asked.
         const [end] = await store.docs(conversation, [docNames.end(runId)])
         const { workers = [] } = end == null ? {} : JSON.parse(end) as RunEnd
@@ -144,12 +145,12 @@ export function createRunService (context: Context): Services['runs'] {
 
     calls: (caller, runId, query) => answering(async () => {
       const conversation = await conversationOf(context, caller, runId)
-      return await listCalls(store, conversation, runId, query)
+      return await listCalls(context, conversation, runId, query)
     }),
 
     call: (caller, runId, callId) => answering(async () => {
       const conversation = await conversationOf(context, caller, runId)
-      return await readCall(store, conversation, runId, callId)
+      return await readCall(context, conversation, runId, callId)
     })
   }
 }

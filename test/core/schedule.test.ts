@@ -1,6 +1,6 @@
 import t from 'tap'
-import { CALLS_PER_JOB, dueAt, wanted } from '../../src/core/schedule.js'
-import { ask, by, call, cancel, claimed, given, lose, pass, result, retry, start, work, type Scene, type Step } from '../support/core-scene.js'
+import { CALLS_PER_JOB, dueAt, isOverdue, wanted } from '../../src/core/schedule.js'
+import { ask, by, call, cancel, claimed, given, lose, pass, result, retry, rules, start, work, type Scene, type Step } from '../support/core-scene.js'
 
 const times = { leaseMs: 10_000, sweepMs: 1000 }
 const jobs = (scene: Scene) => wanted(scene.state(), scene.now, times.leaseMs).map((job) => job.id)
@@ -85,6 +85,17 @@ t.test('N11: the longer nobody takes a job, the more rarely somebody looks, but 
   t.equal(due(scene.given(pass(1000))), 1000)
   t.equal(due(scene.given(pass(9000))), 5000)
   t.equal(due(scene.given(pass(90_000))), 30_000, 'every three leases at last')
+})
+
+t.test('N11: what nobody takes for a lease is overdue, a turn, a call, and the place of a call under a rate limit', async (t) => {
+  const limited = call('a', { rules: rules({ rate_limited: true }) })
+  for (const steps of [[start()], [start(), work(), ask(call('a'))], [start(), work(), ask(limited)]]) {
+    const scene = given(...steps)
+    const late = () => isOverdue(scene.state(), scene.now, times.leaseMs)
+    t.strictSame([late(), (scene.given(pass(times.leaseMs - 1)), late()), (scene.given(pass(1)), late())], [false, false, true])
+    scene.given(work('w2'))
+    t.equal(late(), false, 'somebody has it')
+  }
 })
 
 t.test('FAULTS F27: calls over which two workers died run alone, one by one, behind all others', async (t) => {

@@ -170,3 +170,13 @@ story('FAULTS I22, I23: with one place for LLM calls, conversations take turns, 
   }
   for (const { id } of [hangs, fails]) await client.cancel(id, '?wait=1')
 })
+
+story('FAULTS S16: a conversation takes so many runs that wait, and one more is refused: all that were taken are there', async (t, { service }) => {
+  const { client } = await service({ roles: { api: true, worker: false } })
+  const { conversation_id: id } = await client.start({ input: 'conv:a' })
+  for (let i = 0; i < 10; i++) await Promise.all(range(25).map((n) => client.start({ input: `${i} ${n}`, conversation_id: id })))
+  const refused = await client.request('POST', '/runs', { body: { input: 'one more', conversation_id: id } })
+  t.match(problemIn(refused), { status: 429, code: 'queue_full', limit: 250, retryable: true })
+  t.equal((await client.request('POST', '/runs', { body: { input: 'at once', conversation_id: id, on_active_run: 'interrupt' } })).status, 201)
+  await client.request('DELETE', `/conversations/${id}`)
+})

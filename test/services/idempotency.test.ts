@@ -42,3 +42,16 @@ t.test('M5: a request that changed nothing frees its key', async (t) => {
   await service.abandon('me', 'free', second)
   t.match(await begin('op_3'), { status: 'fresh', operation: 'op_3' })
 })
+
+t.test('M5: nobody goes on with a key that was given up just when it was looked at, without holding it', async (t) => {
+  const service = createIdempotencyService(redis, createKeys(prefix, 4), createFakeClock())
+  await service.begin('me', 'given up', 'f', 'op_1')
+  let looks = 0
+  const get = async (name: string) => {
+    if (looks++ === 0) await redis.del(name)
+    return await redis.get(name)
+  }
+  const other = createIdempotencyService(new Proxy(redis, { get: (of, name) => name === 'get' ? get : Reflect.get(of, name) as unknown }), createKeys(prefix, 4), createFakeClock())
+  t.match(await other.begin('me', 'given up', 'f', 'op_2'), { status: 'fresh', operation: 'op_2' })
+  t.same(await service.begin('me', 'given up', 'f', 'op_3'), { status: 'busy' })
+})

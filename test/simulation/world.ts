@@ -380,7 +380,7 @@ export async function simulate (seed: number, options: { without?: Set<number>, 
     const shown = await store.docs(conversation, calls.map(docNames.call))
     const asked = new Map(calls.map((id, i) => [id, shown[i] == null ? null : (JSON.parse(shown[i]) as { arguments: unknown }).arguments]))
     // It only reads here.
-    const orphansOf = createOrphanService({ store, clock: { now: () => timeline.now(), after: () => () => {} }, executed: null as never })
+    const orphansOf = createOrphanService({ store, reads: store, clock: { now: () => timeline.now(), after: () => () => {} }, executed: null as never })
     for (const run of new Set(told.flatMap((event) => event.type === 'tool.orphaned' ? runOfCall.get(event.call_id as string) ?? [] : []))) {
       orphans.set(run, (await orphansOf.list({ tenant: 'tenant', operation: '' }, run)).data.map((one) => one.call_id))
     }
