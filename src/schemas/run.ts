@@ -43,7 +43,7 @@ const model = { minLength: 1, maxLength: 256 }
 export const CreateRun = Type.Object({
   input: Type.Union([Type.String({ minLength: 1 }), Type.Array(InputMessage, { minItems: 1, maxItems: 100 })], { description: 'What the user says: a text, or messages.' }),
   conversation_id: Type.Optional(Type.String({ pattern: CONVERSATION_ID, description: 'The conversation to go on with. Absent: a new one.' })),
-  on_active_run: Type.Optional(Type.Enum(['queue', 'interrupt', 'rollback', 'reject'], { default: 'queue', description: 'While another run of the conversation is active. `queue`: wait for its end. `interrupt`: end it as cancelled, keep what it has said, and start. `rollback`: end it and take everything it added out of the ledger. `reject`: answer 409 `run_active`. With `after_seconds` only `queue` and `reject`.' })),
+  on_active_run: Type.Optional(Type.Enum(['queue', 'interrupt', 'rollback', 'reject'], { default: 'queue', description: 'While another run of the conversation is active. `queue`: wait for its end; 250 runs may wait or be scheduled, one more is refused with 429 `queue_full`. `interrupt`: end it as cancelled, keep what it has said, and start. `rollback`: end it and take everything it added out of the ledger. `reject`: answer 409 `run_active`. With `after_seconds` only `queue` and `reject`.' })),
   model: Type.Optional(Type.String({ ...model, description: 'Default: the server\'s own, see `GET /models`.' })),
   fallback_models: Type.Optional(Type.Array(Type.String(model), { maxItems: 8, description: 'Tried in order when a model keeps failing with a retryable error.' })),
   instructions: Type.Optional(Type.String({ minLength: 1, maxLength: 1_000_000, description: 'System prompt of this run.' })),

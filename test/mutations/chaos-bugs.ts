@@ -4,7 +4,7 @@ import { SIMULATION_BUGS } from './simulation-bugs.js'
 
 /** What others find as well, each in its own world. */
 const SHARED = [
-  'the sweep is off', 'no fence check', 'no version check in Redis', 'a commit\'s token is not known in Redis', 'no finish_reason check',
+  'the sweep is off', 'no fence check', 'no version check in Redis', 'no finish_reason check',
   'a result of an earlier attempt counts', 'a lost call that writes is run again', 'claims of living workers lapse'
 ]
 
