@@ -1,10 +1,10 @@
 import type { Executor } from '../core/command.js'
 import type { Event } from '../core/event.js'
 import { CALLS_PER_JOB, dueAt, isOverdue, wanted } from '../core/schedule.js'
-import { claimsOf, type Claim, type State } from '../core/state.js'
+import { claimsOf, type Claim } from '../core/state.js'
 import type { Presence, WorkerNote } from '../store/store.js'
 import { readArguments } from './arguments.js'
-import { createExecute, type Executed, type Performer, type Result } from './execute.js'
+import { createExecute, type Executed, type Performer } from './execute.js'
 import { pause } from './patience.js'
 import { createClaimedWork, type WorkDeps } from './work.js'
 
@@ -18,8 +18,8 @@ export interface Engine extends Executed {
   /** Takes the part of a worker: shows signs of life, takes notes, and from now on work. May be tried again when it rejects. */
   start: () => Promise<void>
   /**
-   * Performs what is due for a conversation, as soon as there is room for it. Resolves when a turn it has begun is over, for calls as soon as they have begun,
-   * and at once when nothing was due: who holds a place here is asking the LLM, or next in line.
+   * Begins what is due for a conversation, a turn as soon as there is a place for it, first come, first served (N4). Resolves when it has begun; at once
+   * when nothing was due, or when there are calls that this worker has no room for: the sweep asks again.
    */
   advance: (conversation: string) => Promise<void>
   /** Looks at every conversation whose due time has passed. Returns how many there were. */
@@ -62,13 +62,8 @@ export function createEngine (deps: EngineDeps): Engine {
   const returnMs = Math.max(settings.leaseMs / 3, RETURN_MS)
   /** Places that are taken for turns about to be claimed. */
   let reserved = 0
-  /** Everyone who waits for room. */
-  const queue = new Set<() => void>()
-  const wakeUp = () => {
-    const woken = [...queue]
-    queue.clear()
-    for (const wake of woken) wake()
-  }
+  /** Jobs that wait for a place, in the order in which they came. */
+  const line: (() => void)[] = []
   /** Commits under way that may claim work. */
   const arriving = new Set<Promise<unknown>>()
   let unlisten = () => { /* not listening yet */ }
@@ -83,8 +78,8 @@ export function createEngine (deps: EngineDeps): Engine {
       const spread = claim !== 'local'
       const { running } = work
       return {
-        // A job has taken its place before it came, as soon as one was free: first come, first served (N4).
-        turn: claim === 'spread' || running.turns + reserved < settings.turns,
+        // A job has its place already.
+        turn: claim === 'spread' || isRoomy(),
         calls: Math.min(spread ? CALLS_PER_JOB : settings.localCalls - work.callsOf(conversation) - taken, settings.calls - running.calls - taken),
         spread
       }
@@ -108,7 +103,7 @@ export function createEngine (deps: EngineDeps): Engine {
   }
   const executed = createExecute(deps, performer)
   const { execute } = executed
-  const work = createClaimedWork({ ...deps, signStands, ended: wakeUp }, executed)
+  const work = createClaimedWork({ ...deps, signStands, ended: handOut }, executed)
 
   /** Whatever a command claims is not known here before it is stored, and a worker that stops waits for that. */
   const claiming: Executed['execute'] = async (conversation, command, options) => {
@@ -124,27 +119,15 @@ export function createEngine (deps: EngineDeps): Engine {
   /** Comes for work. */
   const come = (conversation: string, at: number, claim: 'spread' | 'sweep') => claiming(conversation, { type: 'Advance', at }, { claim })
 
-  /** Comes with a job: for a turn, where there is a place for one, and for calls. */
-  async function comeForJob (conversation: string, at: number): Promise<Result> {
-    if (work.running.turns + reserved >= settings.turns) return await come(conversation, at, 'sweep')
-    reserved++
-    try {
-      return await come(conversation, at, 'spread')
-    } finally {
-      reserved--
-      wakeUp()
+  /** Hands out the places there are, to those in line first. Who is handed one has it until it has come. */
+  function handOut (): void {
+    while (line.length > 0 && (isRoomy() || !open)) {
+      reserved++
+      line.shift()?.()
     }
   }
 
-  /** Whether there is room here for what a conversation wants next. */
-  function isRoomy ({ run }: State): boolean {
-    return run?.phase.type === 'turn' ? work.running.turns + reserved < settings.turns : work.running.calls < settings.calls
-  }
-
-  /** Resolves when there is room for what a conversation wants, in the order in which it was asked for; or the worker stops. */
-  async function roomFor (state: State): Promise<void> {
-    while (open && !isRoomy(state)) await new Promise<void>((resolve) => { queue.add(resolve) })
-  }
+  const isRoomy = () => work.running.turns + reserved < settings.turns
 
   /** A note from another process, or from ourselves. */
   function take (note: WorkerNote): void {
@@ -266,19 +249,28 @@ export function createEngine (deps: EngineDeps): Engine {
     },
 
     async advance (conversation) {
+      let hasPlace = isRoomy()
+      if (hasPlace) reserved++
       for (;;) {
         const at = clock.now()
-        const { effects, row } = await comeForJob(conversation, at)
-        if (effects.length > 0) return await work.turnsOver(conversation)
+        const coming = come(conversation, at, hasPlace ? 'spread' : 'sweep')
+        const { effects, row } = await coming.finally(() => {
+          if (hasPlace) reserved--
+          handOut()
+        })
         // A job that did nothing must not outlive this: its id is asked for again when there is something to do.
-        if (!open || row === null || isRoomy(row.state) || wanted(row.state, at, settings.leaseMs).length === 0) {
-          const phase = row?.state.run?.phase
-          const early = phase?.type === 'turn' && phase.worker === null ? phase.ready_at - at : 0
-          // The clock of whoever made the turn due may be a little ahead of ours.
-          if (early > 0 && early <= settings.sweepMs) work.wakeAfter(conversation, early)
-          return
-        }
-        await roomFor(row.state)
+        if (effects.length > 0 || row === null) return
+        const phase = row.state.run?.phase
+        if (phase?.type !== 'turn' || phase.worker !== null) return
+        const early = phase.ready_at - at
+        // The clock of whoever made the turn due may be a little ahead of ours.
+        if (early > 0 && early <= settings.sweepMs) work.wakeAfter(conversation, early)
+        if (early > 0 || hasPlace || !open) return
+        await new Promise<void>((resolve) => {
+          line.push(resolve)
+          handOut()
+        })
+        hasPlace = true
       }
     },
 
@@ -301,7 +293,7 @@ export function createEngine (deps: EngineDeps): Engine {
 
     async stop (graceMs) {
       open = false
-      wakeUp()
+      handOut()
       let timer: () => void = () => { /* not set yet */ }
       const grace = new Promise<void>((resolve) => { timer = clock.after(graceMs, resolve) })
       const idle = async () => {

@@ -31,8 +31,8 @@ export interface Result {
 }
 
 /**
- * What becomes due may be claimed for this worker. `local`: as it comes by; `spread`: it has a job for it, and takes also what is to be spread; `sweep`: as
- * `spread`, but without a job that would hold back others, so only as far as it has room.
+ * What becomes due may be claimed for this worker. `local`: as it comes by; `spread`: a place is kept for its turn, and it takes also what is to be spread;
+ * `sweep`: as `spread`, without a place, so only as far as it has room.
  */
 export type Claiming = 'local' | 'spread' | 'sweep'
 

@@ -38,7 +38,7 @@ export interface WorkDeps {
    * again, `recheck` has begun.
    */
   signStands: (signal: AbortSignal) => Promise<void>
-  /** Something takes up no room here any more. */
+  /** Some work takes up no room here any more. */
   ended: () => void
 }
 
@@ -67,8 +67,6 @@ export interface ClaimedWork {
    * row before the work begins, so a row that is read later decides.
    */
   recheck: () => void
-  /** Resolves when the turns are over that a conversation has here now. */
-  turnsOver: (conversation: string) => Promise<void>
   /** The conversations that have work here. */
   conversations: () => string[]
   /** Resolves when nothing that a conversation has here is left, be it begun meanwhile. */
@@ -219,7 +217,7 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
       timers.delete(cancel)
       track(conversation, async () => {
         const at = clock.now()
-        const { effects, row } = await execute(conversation, { type: 'Advance', at }, { claim: 'spread', patienceMs: PATIENT_MS })
+        const { effects, row } = await execute(conversation, { type: 'Advance', at }, { claim: 'sweep', patienceMs: PATIENT_MS })
         // Without room here it is for another worker.
         const jobs = effects.length > 0 || row === null ? [] : wanted(row.state, at, settings.leaseMs)
         if (jobs.length > 0) await hints.add(conversation, jobs).catch(() => { /* the sweep finds it */ })
@@ -359,9 +357,6 @@ export function createClaimedWork (deps: WorkDeps, executed: Executed): ClaimedW
     },
     recheck () {
       for (const [conversation, desk] of desks) look(conversation, desk)
-    },
-    async turnsOver (conversation) {
-      await Promise.all([...desks.get(conversation)?.turns.values() ?? []].map((work) => work.done))
     },
     conversations: () => [...desks.keys()],
     async settled (conversation) {

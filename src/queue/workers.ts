@@ -9,7 +9,7 @@ import { createWatchdog, LOOKS } from './watchdog.js'
 export interface WorkerOptions {
   connect: () => Line
   prefix: string
-  /** Conversations advanced at once. */
+  /** LLM turns at once. */
   concurrency: number
   /** When BullMQ calls a job stalled, in milliseconds. It costs nothing to be wrong: a job is only a hint. */
   stalledMs: number
@@ -55,7 +55,11 @@ export function startWorkers (engine: Engine, hints: HintQueue, options: WorkerO
       const conversation = conversationOf(data)
       if (conversation === undefined) throw new UnrecoverableError('this is no job of ours: it names no conversation')
       jobs++
-      await engine.advance(conversation).finally(() => { jobs-- })
+      fit()
+      await engine.advance(conversation).finally(() => {
+        jobs--
+        fit()
+      })
     }, {
       connection: line.connection,
       prefix,
@@ -70,10 +74,14 @@ export function startWorkers (engine: Engine, hints: HintQueue, options: WorkerO
       removeOnComplete: { count: 0 },
       removeOnFail: { count: 0 }
     })
+    // A worker that is full keeps one job to go on with, and leaves the others to those who have room.
+    function fit (): void {
+      worker.concurrency = Math.max(1, concurrency - engine.load().turns)
+    }
     worker.on('error', (error) => log.debug({ err: error.message }, 'worker connection'))
     worker.on('failed', (job, error) => log.warn({ conversation_id: conversationOf(job?.data), err: error.message }, 'job failed; the sweep will look at it'))
     return {
-      hasRoom: () => jobs < concurrency,
+      hasRoom: () => jobs < worker.concurrency,
       /** `force`: jobs under way go on, but nobody tells the queue of their end. */
       async close (force: boolean): Promise<void> {
         await Promise.race([worker.close(force).catch(() => {}), force ? sleep(CLOSE_MS, undefined, { ref: false }) : new Promise(() => {})])

@@ -12,8 +12,8 @@ export type Log = Pick<BaseLogger, 'info' | 'warn'>
 const commandTimeout = 700
 /** Milliseconds without a byte, while an answer is owed, until a socket is taken for dead. Only this ends a half-open one (FAULTS R4). */
 const socketTimeout = 5000
-/** Milliseconds without a byte either way until a socket for large things is taken for dead: what the kernel still holds of them nobody sees moving. */
-const bulkTimeout = 15_000
+/** What one large thing may take: while it is sent, Redis says nothing. Milliseconds. */
+const bulkTimeout = 30_000
 
 /**
  * How each use of Redis behaves while Redis is away (FAULTS 1.3, decisions 2 and 8; every line is shown in connect.test.ts).
@@ -21,8 +21,8 @@ const bulkTimeout = 15_000
  *
  * - `command`: waits out a short reconnect, fails within a second. A command whose answer was lost is sent AGAIN after the
  *   reconnect, even when its caller was already told that it timed out: send only what may run twice.
- * - `bulk`: as `command`, for what may be large, apart from what must be fast: it is given the time it takes, as long as anything moves. Connects anew when
- *   `command` does (`reconnectWith`).
+ * - `bulk`: as `command`, for what may be large, apart from what must be fast: each takes up to 30 s. Connects anew when `command` does (`reconnectWith`),
+ *   which notices earlier that a socket is dead.
  * - `queue`: as `command`, but fails at once while there is no connection, as BullMQ advises for producers.
  * - `lock`: fails at once and is never sent again: a lock taken after its owner gave up would block everyone for its TTL.
  * - `worker`: commands wait for Redis without limit, as BullMQ demands. `socketTimeout` must exceed BullMQ's longest blocking read, 10 s.
@@ -33,7 +33,7 @@ const bulkTimeout = 15_000
  */
 const roles = {
   command: { enableOfflineQueue: true, maxRetriesPerRequest: 1, commandTimeout, socketTimeout },
-  bulk: { enableOfflineQueue: true, maxRetriesPerRequest: 1, commandTimeout: 60_000 },
+  bulk: { enableOfflineQueue: true, maxRetriesPerRequest: 1, commandTimeout: bulkTimeout, socketTimeout: bulkTimeout },
   queue: { enableOfflineQueue: false, maxRetriesPerRequest: 1, commandTimeout, socketTimeout },
   lock: { enableOfflineQueue: false, maxRetriesPerRequest: 0, commandTimeout, socketTimeout },
   worker: { enableOfflineQueue: true, maxRetriesPerRequest: null, socketTimeout: 15_000 },
@@ -72,7 +72,6 @@ export function connectRedis (url: string, role: Role, log: Log): Connection {
     connection.on('reconnecting', () => { Object.assign(connection.options, node()) })
     logOutages(connection, role, log)
     if (role === 'subscriber') careForSubscriber(connection)
-    if (role === 'bulk') careForBulk(connection)
     return connection
   }
   const patient = roles[role].maxRetriesPerRequest === null
@@ -88,7 +87,6 @@ export function connectRedis (url: string, role: Role, log: Log): Connection {
     redisOptions: { ...target.options, ...options }
   })
   logOutages(connection, role, log)
-  if (role === 'bulk') careForBulk(connection)
   return connection
 }
 
@@ -161,24 +159,6 @@ function logOutages (connection: Connection, role: Role, log: Log): void {
 
 /** Milliseconds between two questions to a server that may be owed nothing: without them nobody would notice that a socket is half-open. */
 const askEvery = 2000
-
-/** While something large is sent Redis says nothing, which ioredis would take for a dead socket: here it is one on which nothing moves either way. */
-function careForBulk (connection: Connection): void {
-  const watch = (node: Redis) => {
-    node.on('connect', () => {
-      const { stream } = node
-      stream.setTimeout(bulkTimeout, () => { stream.destroy(new Error('Socket timeout: nothing moves')) })
-    })
-  }
-  if (connection instanceof Redis) watch(connection)
-  else connection.on('+node', watch)
-  const timer = setInterval(() => {
-    for (const node of connection instanceof Redis ? [connection] : connection.nodes()) {
-      if (node.status === 'ready') node.ping().catch(() => {}) // as below
-    }
-  }, askEvery)
-  connection.once('end', () => clearInterval(timer))
-}
 
 function careForSubscriber (connection: Redis): void {
   const timer = setInterval(() => {
