@@ -3,8 +3,10 @@ import { mean, type Held, type Look } from '../support/soak.js'
 /** A figure of one process, early and late, in words. */
 export interface Growth { what: string, before: string, after: string, flat: boolean }
 
-/** Runs whose figures are averaged at either end, and those before them, in which caches fill and code is compiled. */
+/** Runs in which code is compiled, and seconds in which caches fill: what a worker has used lately it keeps for a minute. */
 const WARM_UP = 1000
+const WARM_UP_S = 65
+/** Runs whose figures are averaged at either end. */
 const STRETCH = 2000
 
 /** How much later figures may be above earlier ones: what a garbage collector and an allocator need to breathe. */
@@ -17,13 +19,14 @@ const times = (value: number) => value * MORE
 const mb = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MB`
 
 /**
- * Compares the runs 1,000 to 3,000 with the last 2,000. Memory, at work and after a full collection, may be 15 % more; of what keeps
+ * Compares the first 2,000 runs after the warm-up with the last 2,000. Memory, at work and after a full collection, may be 15 % more; of what keeps
  * an event loop alive there may be a handful more. Of a shorter soak, its two halves are compared.
  */
 export function growth (looks: Look[]): Growth[] {
   const all = looks.at(-1)?.runs ?? 0
-  const long = all >= WARM_UP + 2 * STRETCH
-  const early = looks.filter(({ runs }) => long ? runs > WARM_UP && runs <= WARM_UP + STRETCH : runs <= all / 2)
+  const warm = looks.find(({ runs, seconds }) => runs >= WARM_UP && seconds >= WARM_UP_S)?.runs ?? all
+  const long = all >= warm + 2 * STRETCH
+  const early = looks.filter(({ runs }) => long ? runs > warm && runs <= warm + STRETCH : runs <= all / 2)
   const late = looks.filter(({ runs }) => runs > (long ? all - STRETCH : all / 2))
   if (early.length === 0 || late.length === 0) return []
   return Object.keys(looks[0]?.processes ?? {}).flatMap((name) => {
